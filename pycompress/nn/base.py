@@ -1,0 +1,71 @@
+"""What every compressed layer has in common: the face that report, save and load rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..registry import Registry
+
+LAYERS: Registry[type[CompressedModule]] = Registry("compressed layer")
+"""Compressed layer classes by class name; ``pycompress.load`` rebuilds layers from it."""
+
+
+class CompressedModule(nn.Module):
+    """A drop-in layer that owns compressed weights.
+
+    The packed form a kernel wants is private and made per machine. ``state_dict`` holds the canonical tensors
+    only, so a checkpoint written on one machine loads on any other.
+    """
+
+    format: str = ""
+    """Human name of the storage format, e.g. ``"int8 dynamic"``."""
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that runs this layer here, e.g. ``"avx2"`` or ``"reference"``."""
+        raise NotImplementedError
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why the native kernel does not run, or None if it does."""
+        return None
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight this layer stands for."""
+        raise NotImplementedError
+
+    def num_params(self) -> int:
+        """Parameters that are stored: kept weights plus biases (scales are counted as bytes, not as parameters)."""
+        raise NotImplementedError
+
+    def num_bytes(self) -> int:
+        """Bytes of the canonical tensors, i.e. what a checkpoint holds for this layer."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values() if isinstance(t, torch.Tensor))
+
+    def to_dense(self) -> nn.Module:
+        """The float layer with the same (dequantized) weights."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able constructor arguments; ``type(self).from_config(layer.config())`` gives an empty twin."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CompressedModule:
+        return cls(**config)
+
+
+_NOTE = "_pycompress_note"
+
+
+def set_note(module: nn.Module, text: str) -> None:
+    """Attach the reason why a layer was left as it is; ``pycompress.report`` shows it."""
+    object.__setattr__(module, _NOTE, text)
+
+
+def get_note(module: nn.Module) -> str | None:
+    return getattr(module, _NOTE, None)
