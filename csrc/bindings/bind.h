@@ -1,0 +1,9 @@
+// One bind function per op; module.cpp calls them.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace pycompress {
+
+void bind_int8_matmul(pybind11::module_& m);
+
+}  // namespace pycompress

@@ -1,0 +1,43 @@
+// Opens and closes a region compiled for one instruction set, inside a file compiled for the baseline.
+//
+//   #include <immintrin.h>          // headers stay outside: an inline function of theirs, compiled with AVX and
+//   PC_TARGET_BEGIN("avx2,fma")     // picked by the linker for everybody, would crash old CPUs (FBGEMM#46)
+//   ... static functions only, no STL ...
+//   PC_TARGET_END
+//
+// MSVC needs no region: it accepts every intrinsic everywhere.
+#pragma once
+
+#define PC_PRAGMA(x) _Pragma(#x)
+
+#if defined(__clang__)
+#define PC_TARGET_BEGIN(isa) PC_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define PC_TARGET_END PC_PRAGMA(clang attribute pop)
+#elif defined(__GNUC__)
+#define PC_TARGET_BEGIN(isa) PC_PRAGMA(GCC push_options) PC_PRAGMA(GCC target(isa))
+#define PC_TARGET_END PC_PRAGMA(GCC pop_options)
+#else
+#define PC_TARGET_BEGIN(isa)
+#define PC_TARGET_END
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define PC_X86 1
+#else
+#define PC_X86 0
+#endif
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+#define PC_ARM64 1
+#else
+#define PC_ARM64 0
+#endif
+
+// Inner helpers must inline: a call in a microkernel would spill the register tile.
+#if defined(__GNUC__)
+#define PC_INLINE inline __attribute__((always_inline))
+#define PC_RESTRICT __restrict__
+#else
+#define PC_INLINE __forceinline
+#define PC_RESTRICT __restrict
+#endif

@@ -1,0 +1,17 @@
+// Small types shared by every op. Baseline code only: no SIMD, no torch, no Python.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace pycompress {
+
+// Element types that cross the binding as small integers; pycompress/ops/native.py has the same table.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// Activation functions that an epilogue may apply. gelu is the exact one (erf), as torch's default.
+enum class Activation : int { none = 0, relu = 1, gelu = 2, silu = 3 };
+
+inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace pycompress

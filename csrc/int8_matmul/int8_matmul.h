@@ -1,0 +1,90 @@
+// int8 matrix multiplication with an exact int32 sum, and the linear layer built on it.
+//
+//   sum[m][n] = sum over k of (a[m][k] - za[m]) * b[n][k]            a, b int8; any value from -128 to 127
+//   out[m][n] = act(float(sum) * (sa[m] * sb[n]) + bias[n])           one fma, then the activation
+//
+// Exact for every input while |sum| < 2^31, which K <= 131071 guarantees for za = 0 (128 * 128 * 131071 < 2^31).
+// With a zero point |a - za| reaches 255 and |b| <= 127, so K <= 66311.
+//
+// Shapes: a (M, K), b (N, K) "weight layout", out (M, N). The driver (int8_matmul.cpp) packs b once, turns blocks of
+// rows of a into the kernel's operand format, and walks register tiles; a kernel record holds what depends on the ISA.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dispatch.h"
+#include "core/target.h"
+#include "core/types.h"
+
+namespace pycompress::int8_matmul {
+
+inline constexpr int kMaxMr = 8;   // rows of the tallest tile
+inline constexpr int kMaxNr = 64;  // columns of the widest tile
+inline constexpr int64_t kMaxK = 131071;
+
+// How one block of output leaves the int32 tile.
+struct Epilogue {
+  const float* row_scale;         // sa, one per row of the tile
+  const int32_t* row_correction;  // sum is acc - row_correction[m] * column_sum[n], in wrapping int32
+  const float* col_scale;         // sb, first column of the tile
+  const float* bias;              // or null
+  const int32_t* column_sum;      // sum over k of b[n][k]
+  Activation activation;
+};
+
+struct Kernel {
+  const char* name;
+  Isa isa;
+  int mr;      // rows of a register tile
+  int nr;      // columns of a packed panel and of the widest tile
+  int nv;      // columns of one vector; the last panel is padded to a multiple of it
+  int kr;      // consecutive k of one column that lie together
+  int a_size;  // bytes of one element of the a operand: 1 = u8 (a + 128), 2 = int16 (a - za)
+
+  float (*amax)(const float* x, int64_t k);  // largest |x|; NaN or Inf if any element is
+
+  // One row into operand format, padded from k to kp with anything (b is zero there). inverse = 1 / scale.
+  // q = clamp(round_half_even(x * inverse) + zero_point, quant_min, 127); NaN becomes any value in range.
+  void (*quantize_row)(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst);
+  void (*load_row)(const int8_t* a, int64_t k, int64_t kp, int zero_point, void* dst);
+  void (*widen)(const void* src, DType dtype, int64_t k, float* dst);  // bf16/f16 to float
+
+  // acc[r][c] = sum over segments s and k of a[s * rows + r][k] * b[...]; `cols` is a multiple of nv, acc has row stride nr.
+  // `depth` is the k of one segment, a multiple of kr; b advances through all segments.
+  void (*tile)(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int cols, int32_t* acc);
+
+  void (*store_f32)(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo);
+  void (*narrow)(const float* src, int64_t n, DType dtype, void* dst);  // float to bf16/f16
+};
+
+const KernelList<Kernel>& kernels();
+
+// Packed weights: panels of nr columns, each [kp / kr][cols][kr] int8, then column sums, int32[round_up(N, nv)].
+size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k);
+void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t k, void* packed);
+void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int8_t* b);
+
+// out = sum, exact int32. lda and ldo in elements.
+void matmul(const Kernel& kernel, int64_t m, int64_t n, int64_t k, const int8_t* a, int64_t lda, const void* packed, int32_t* out,
+            int64_t ldo);
+
+struct LinearArgs {
+  int64_t m, n, k;
+  const void* x;  // (m, k), row stride ldx in elements
+  int64_t ldx;
+  DType x_dtype;
+  const void* packed;
+  const float* scale;  // per output column
+  const float* bias;   // or null
+  bool dynamic;        // per-token symmetric: x_scale and x_zero_point are not read
+  float x_scale;
+  int x_zero_point;
+  int quant_min;  // -127 (symmetric) or -128
+  Activation activation;
+  void* out;  // (m, n) contiguous
+  DType out_dtype;
+};
+
+void linear(const Kernel& kernel, const LinearArgs& args);
+
+}  // namespace pycompress::int8_matmul

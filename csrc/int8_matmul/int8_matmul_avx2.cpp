@@ -1,0 +1,156 @@
+// AVX2: activations as int16 (q - zero_point), weights widened from int8 on load, vpmaddwd into int32.
+// Exact for every input: a pair sum is at most 2 * 255 * 128 and never passes int32, unlike vpmaddubsw's int16.
+#include "core/target.h"
+#if PC_X86
+#include <immintrin.h>
+
+#include "core/float_rows.h"
+#include "int8_matmul/int8_matmul.h"
+
+namespace pycompress::int8_matmul {
+namespace {
+
+// 6 x 16: 12 accumulators, 2 vectors of b, 1 broadcast of a, 1 product: all 16 registers.
+constexpr int kMr = 6, kNr = 16, kKr = 2;
+
+PC_TARGET_BEGIN("avx2,fma,f16c")
+
+float amax(const float* x, int64_t k) {
+  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+  __m256i best = _mm256_setzero_si256(), best1 = best;
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    best = _mm256_max_epu32(best, _mm256_and_si256(mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))));
+    best1 = _mm256_max_epu32(best1, _mm256_and_si256(mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i + 8))));
+  }
+  best = _mm256_max_epu32(best, best1);
+  alignas(32) uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), best);
+  uint32_t top = 0;
+  for (uint32_t v : lanes) top = v > top ? v : top;
+  for (; i < k; ++i) {
+    uint32_t u;
+    std::memcpy(&u, x + i, 4);
+    u &= 0x7fffffffu;
+    top = u > top ? u : top;
+  }
+  float f;
+  std::memcpy(&f, &top, 4);
+  return f;
+}
+
+PC_INLINE __m256i quantize8(__m256 x, __m256 inverse, __m256 lo, __m256 hi) {
+  // max/min return the second operand for NaN, so NaN ends as lo.
+  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), lo), hi));
+}
+
+void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst) {
+  int16_t* d = static_cast<int16_t*>(dst);
+  const __m256 inv = _mm256_set1_ps(inverse), lo = _mm256_set1_ps(static_cast<float>(quant_min - zero_point)),
+               hi = _mm256_set1_ps(static_cast<float>(127 - zero_point));
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    const __m256i q =
+        _mm256_packs_epi32(quantize8(_mm256_loadu_ps(x + i), inv, lo, hi), quantize8(_mm256_loadu_ps(x + i + 8), inv, lo, hi));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(d + i), _mm256_permute4x64_epi64(q, 0xd8));
+  }
+  for (; i < k; ++i) {
+    const __m256i q = quantize8(_mm256_set1_ps(x[i]), inv, lo, hi);
+    d[i] = static_cast<int16_t>(_mm256_extract_epi32(q, 0));
+  }
+  for (; i < kp; ++i) d[i] = 0;
+}
+
+void load_row(const int8_t* a, int64_t k, int64_t kp, int zero_point, void* dst) {
+  int16_t* d = static_cast<int16_t*>(dst);
+  const __m256i z = _mm256_set1_epi16(static_cast<int16_t>(zero_point));
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(d + i),
+                        _mm256_sub_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i))), z));
+  for (; i < k; ++i) d[i] = static_cast<int16_t>(a[i] - zero_point);
+  for (; i < kp; ++i) d[i] = 0;
+}
+
+template <int R>
+void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* b, int32_t* acc) {
+  __m256i c[R][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
+  for (int s = 0; s < segments; ++s, a += R) {
+    const int32_t* x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int64_t i = 0; i < depth / kKr; ++i, b += 32) {
+      const __m256i b0 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(b)));
+      const __m256i b1 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(b + 16)));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m256i v = _mm256_set1_epi32(x[r][i]);
+        c[r][0] = _mm256_add_epi32(c[r][0], _mm256_madd_epi16(v, b0));
+        c[r][1] = _mm256_add_epi32(c[r][1], _mm256_madd_epi16(v, b1));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(acc + r * kNr), c[r][0]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(acc + r * kNr + 8), c[r][1]);
+  }
+}
+
+void tile(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int, int32_t* acc) {
+  switch (rows) {
+    case 1:
+      return tile_rows<1>(a, segments, depth, b, acc);
+    case 2:
+      return tile_rows<2>(a, segments, depth, b, acc);
+    case 3:
+      return tile_rows<3>(a, segments, depth, b, acc);
+    case 4:
+      return tile_rows<4>(a, segments, depth, b, acc);
+    case 5:
+      return tile_rows<5>(a, segments, depth, b, acc);
+    default:
+      return tile_rows<6>(a, segments, depth, b, acc);
+  }
+}
+
+void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+  for (int r = 0; r < rows; ++r) {
+    const __m256 sa = _mm256_set1_ps(e.row_scale[r]);
+    int c = 0;
+    for (; c + 8 <= cols && e.activation <= Activation::relu; c += 8) {
+      const __m256 scale = _mm256_mul_ps(sa, _mm256_loadu_ps(e.col_scale + c));
+      const __m256 bias = e.bias ? _mm256_loadu_ps(e.bias + c) : _mm256_setzero_ps();
+      __m256 y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(acc + r * kNr + c))), scale, bias);
+      if (e.activation == Activation::relu) y = _mm256_max_ps(_mm256_setzero_ps(), y);  // keeps NaN: max returns the second operand
+      _mm256_storeu_ps(out + r * ldo + c, y);
+    }
+    for (; c < cols; ++c) {
+      const float y = std::fma(static_cast<float>(acc[r * kNr + c]), e.row_scale[r] * e.col_scale[c], e.bias ? e.bias[c] : 0.0f);
+      out[r * ldo + c] = activate(y, e.activation);
+    }
+  }
+}
+
+void widen(const void* src, DType dtype, int64_t n, float* dst) {
+  const uint16_t* s = static_cast<const uint16_t*>(src);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i));
+    _mm256_storeu_ps(dst + i,
+                     dtype == DType::bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h));
+  }
+  for (; i < n; ++i) dst[i] = dtype == DType::bf16 ? bf16_to_float(s[i]) : f16_to_float(s[i]);
+}
+
+PC_TARGET_END
+
+}  // namespace
+
+extern const Kernel kAvx2;
+const Kernel kAvx2 = {"avx2", Isa::avx2, kMr, kNr, 16, kKr, 2, amax, quantize_row, load_row, widen, tile, store_f32, narrow_row};
+
+}  // namespace pycompress::int8_matmul
+#endif

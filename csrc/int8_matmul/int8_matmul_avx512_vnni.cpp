@@ -1,0 +1,151 @@
+// AVX-512 VNNI: activations as u8 (q + 128), weights s8, vpdpbusd into int32, which wraps and never saturates.
+// The offset of 128 leaves 128 * column_sum behind; the epilogue takes it away together with the zero point.
+#include "core/target.h"
+#if PC_X86
+#include <immintrin.h>
+
+#include "core/float_rows.h"
+#include "int8_matmul/int8_matmul.h"
+
+namespace pycompress::int8_matmul {
+namespace {
+
+// 6 x 64: 24 accumulators, 4 vectors of b, 1 broadcast of a: 29 of 32 registers.
+constexpr int kMr = 6, kNr = 64, kKr = 4;
+
+PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+
+PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+
+float amax(const float* x, int64_t k) {
+  const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+  __m512i best = _mm512_setzero_si512(), best1 = best;
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32) {
+    best = _mm512_max_epu32(best, _mm512_and_si512(mask, _mm512_loadu_si512(x + i)));
+    best1 = _mm512_max_epu32(best1, _mm512_and_si512(mask, _mm512_loadu_si512(x + i + 16)));
+  }
+  for (; i < k; i += 16) best = _mm512_max_epu32(best, _mm512_and_si512(mask, _mm512_maskz_loadu_epi32(first(k - i), x + i)));
+  const uint32_t top = _mm512_reduce_max_epu32(_mm512_max_epu32(best, best1));
+  float f;
+  std::memcpy(&f, &top, 4);
+  return f;
+}
+
+void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst) {
+  uint8_t* d = static_cast<uint8_t*>(dst);
+  const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(static_cast<float>(quant_min - zero_point)),
+               hi = _mm512_set1_ps(static_cast<float>(127 - zero_point));
+  const __m512i offset = _mm512_set1_epi32(128 + zero_point);
+  for (int64_t i = 0; i < kp; i += 16) {
+    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
+    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);  // NaN ends as lo
+    _mm_mask_storeu_epi8(d + i, first(kp - i), _mm512_cvtepi32_epi8(q));
+  }
+}
+
+void load_row(const int8_t* a, int64_t k, int64_t kp, int, void* dst) {
+  uint8_t* d = static_cast<uint8_t*>(dst);
+  for (int64_t i = 0; i < k; ++i) d[i] = static_cast<uint8_t>(a[i] ^ 0x80);
+  for (int64_t i = k; i < kp; ++i) d[i] = 0;
+}
+
+template <int R, int V>
+void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* b, int32_t* acc) {
+  __m512i c[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) c[r][v] = _mm512_setzero_si512();
+  for (int s = 0; s < segments; ++s, a += R) {
+    const int32_t* x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int64_t i = 0; i < depth / kKr; ++i, b += 64 * V) {
+      __m512i w[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(b + 64 * v);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i u = _mm512_set1_epi32(x[r][i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) c[r][v] = _mm512_dpbusd_epi32(c[r][v], u, w[v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) _mm512_store_si512(acc + r * kNr + 16 * v, c[r][v]);
+}
+
+template <int V>
+void tile_cols(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int32_t* acc) {
+  switch (rows) {
+    case 1:
+      return tile_rows<1, V>(a, segments, depth, b, acc);
+    case 2:
+      return tile_rows<2, V>(a, segments, depth, b, acc);
+    case 3:
+      return tile_rows<3, V>(a, segments, depth, b, acc);
+    case 4:
+      return tile_rows<4, V>(a, segments, depth, b, acc);
+    case 5:
+      return tile_rows<5, V>(a, segments, depth, b, acc);
+    default:
+      return tile_rows<6, V>(a, segments, depth, b, acc);
+  }
+}
+
+void tile(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int cols, int32_t* acc) {
+  switch (cols / 16) {
+    case 1:
+      return tile_cols<1>(a, rows, segments, depth, b, acc);
+    case 2:
+      return tile_cols<2>(a, rows, segments, depth, b, acc);
+    case 3:
+      return tile_cols<3>(a, rows, segments, depth, b, acc);
+    default:
+      return tile_cols<4>(a, rows, segments, depth, b, acc);
+  }
+}
+
+void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+  for (int c = 0; c < cols; c += 16) {
+    const __mmask16 m = first(cols - c);
+    const __m512 sb = _mm512_maskz_loadu_ps(m, e.col_scale + c);
+    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + c) : _mm512_setzero_ps();
+    const __m512i sums = _mm512_maskz_loadu_epi32(m, e.column_sum + c);
+    for (int r = 0; r < rows; ++r) {
+      const __m512i extra = _mm512_mullo_epi32(sums, _mm512_set1_epi32(e.row_correction[r]));
+      const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(acc + r * kNr + c), extra);
+      __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(e.row_scale[r]), sb), bias);
+      if (e.activation == Activation::relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // keeps NaN
+      _mm512_mask_storeu_ps(out + r * ldo + c, m, y);
+    }
+  }
+  if (e.activation > Activation::relu)
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < cols; ++c) out[r * ldo + c] = activate(out[r * ldo + c], e.activation);
+}
+
+void widen(const void* src, DType dtype, int64_t n, float* dst) {
+  const uint16_t* s = static_cast<const uint16_t*>(src);
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 m = first(n - i);
+    const __m256i h = _mm256_maskz_loadu_epi16(m, s + i);
+    const __m512 f = dtype == DType::bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)) : _mm512_cvtph_ps(h);
+    _mm512_mask_storeu_ps(dst + i, m, f);
+  }
+}
+
+PC_TARGET_END
+
+}  // namespace
+
+extern const Kernel kAvx512Vnni;
+const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,      kNr,   16,   kKr,       1,
+                            amax,          quantize_row,     load_row, widen, tile, store_f32, narrow_row};
+
+}  // namespace pycompress::int8_matmul
+#endif
