@@ -1,0 +1,76 @@
+"""Model compression for PyTorch: quantization, pruning and distillation on native kernels.
+
+The names below are loaded on first use, so ``import pycompress`` costs next to nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and editors read
+    from . import analysis as analysis
+    from . import distillation as distillation
+    from . import io as io
+    from . import nn as nn
+    from . import ops as ops
+    from . import pruning as pruning
+    from . import quantization as quantization
+    from .analysis import report as report
+    from .distillation import Distiller as Distiller
+    from .distillation import KDLoss as KDLoss
+    from .io import load as load
+    from .io import save as save
+    from .pruning import Pruner as Pruner
+    from .pruning import prune as prune
+    from .quantization import Int8Dynamic as Int8Dynamic
+    from .quantization import Int8Static as Int8Static
+    from .quantization import Quantizer as Quantizer
+    from .quantization import quantize as quantize
+
+    __version__: str
+
+_PACKAGES = ("analysis", "distillation", "io", "nn", "ops", "pruning", "quantization")
+
+_PUBLIC = {
+    "Distiller": "distillation",
+    "Int8Dynamic": "quantization",
+    "Int8Static": "quantization",
+    "KDLoss": "distillation",
+    "Pruner": "pruning",
+    "Quantizer": "quantization",
+    "load": "io",
+    "prune": "pruning",
+    "quantize": "quantization",
+    "report": "analysis",
+    "save": "io",
+}
+"""Public name -> the package that defines it."""
+
+__all__ = ["Distiller", "Int8Dynamic", "Int8Static", "KDLoss", "Pruner", "Quantizer", "load", "prune", "quantize", "report", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    elif name in _PACKAGES:
+        value = import_module(f".{name}", __name__)
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, *_PACKAGES, "__version__"])
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:  # a source tree on the path, not an installation
+        return "0+source"

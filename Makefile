@@ -1,0 +1,71 @@
+# Every target makes its own environment in .venv, out of constraints.txt, with nothing but Python >= 3.10 (with its
+# venv module), a C++17 compiler and make; cmake and ninja come from PyPI. pip's own settings are obeyed.
+#
+#   make demo            the whole library at work on handwritten digits, about two minutes
+#   make test            the tests, native kernels required
+#   make test-scalar     the same without SIMD           make test-none   the same without the extension
+#   make test-packaging  sdist, wheels, pure install     make lint        ruff, mypy, clang-format
+#   make bench           benchmarks                      make clean
+#
+#   PYTHON=python3.12          another interpreter       ARGS="-k conv -x"   handed to pytest or the demo
+#   PYCOMPRESS_NATIVE=0        no C++ compiler needed: install as pure Python
+
+PYTHON ?= python3
+PYCOMPRESS_NATIVE ?= 1
+export PYCOMPRESS_NATIVE
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One stamp per kind of install, so that a change of PYCOMPRESS_NATIVE installs anew.
+INSTALLED := $(VENV)/.installed-native-$(PYCOMPRESS_NATIVE)
+NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.PHONY: demo test test-scalar test-none test-packaging lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(RUN) -m pycompress demo $(ARGS)
+
+test: $(INSTALLED)
+	PYCOMPRESS_REQUIRE_NATIVE=$(PYCOMPRESS_NATIVE) $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+
+test-scalar: $(INSTALLED)
+	PYCOMPRESS_ISA=scalar $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+
+test-none: $(INSTALLED)
+	PYCOMPRESS_DISABLE_NATIVE=1 $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+
+test-packaging: $(INSTALLED)
+	env -u PYCOMPRESS_NATIVE $(RUN) -m pytest -q -m packaging $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+
+format: $(INSTALLED)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+bench: $(INSTALLED)
+	$(RUN) -m pytest -q benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist demo_out
+
+# The build tools live in the environment, so that a change in csrc recompiles only what changed.
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+$(INSTALLED): $(VENV)/.tools $(NATIVE_SOURCES)
+	rm -f $(VENV)/.installed-native-*
+	$(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag} --editable '.[dev]'
+	touch $@
