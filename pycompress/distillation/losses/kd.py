@@ -1,0 +1,254 @@
+"""Distillation from logits: Hinton's loss and its reverse and symmetric relatives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from .base import LOSSES, DistillationLoss, Outputs
+from .check import check_between, check_reduction, check_some_weight, check_temperature, check_weight
+from .response import check_divergence, kd_loss, standardize
+
+
+class ResponseLoss(DistillationLoss):
+    """A loss of student logits, teacher logits and labels: ``loss(student_logits, teacher_logits, labels=None)``.
+
+    ``class_dim``: where the classes are, -1 as in language models; 1 for (N, classes, H, W). ``labels`` has the logits'
+    shape without that dimension. ``shift_labels=True``: position i is compared with label i + 1, for causal language
+    models whose labels equal their inputs, as Hugging Face ships them.
+    """
+
+    kind: Literal["response"] = "response"
+    needs_logits = True
+    needs_teacher_logits = True
+
+    def __init__(
+        self, *, temperature: float, ignore_index: int, reduction: str, standardize: bool, class_dim: int, shift_labels: bool
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        self.temperature = check_temperature(where, temperature)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"{where}: ignore_index must be an int, got {type(ignore_index).__name__}")
+        if isinstance(class_dim, bool) or not isinstance(class_dim, int):
+            raise TypeError(f"{where}: class_dim must be an int, got {type(class_dim).__name__}")
+        self.ignore_index = ignore_index
+        self.reduction = check_reduction(where, reduction)
+        self.standardize = bool(standardize)
+        self.class_dim = class_dim
+        self.shift_labels = bool(shift_labels)
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None, row_weights: Tensor | None = None
+    ) -> Tensor:
+        student = self.arrange(student_logits)
+        teacher = self.arrange(teacher_logits)
+        labels = self.arrange_labels(labels)
+        return self.compare(student, teacher, labels, self.arrange_labels(row_weights))
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        """The loss of arranged tensors: logits (..., classes), the rest (...)."""
+        raise NotImplementedError
+
+    def arrange(self, logits: Tensor) -> Tensor:
+        """Classes last, and for ``shift_labels`` without the last position, which has no next label."""
+        if isinstance(logits, Tensor) and self.class_dim != -1:
+            if not -logits.dim() <= self.class_dim < logits.dim():
+                raise ValueError(
+                    f"{type(self).__name__}: logits must have a dimension {self.class_dim} (class_dim), got {tuple(logits.shape)}"
+                )
+            logits = logits.movedim(self.class_dim, -1)
+        if isinstance(logits, Tensor) and self.shift_labels:
+            if logits.dim() < 3 or logits.shape[-2] < 2:
+                raise ValueError(
+                    f"{type(self).__name__}: shift_labels needs logits of (batch, at least 2 positions, classes), got {tuple(logits.shape)}"
+                )
+            logits = logits[..., :-1, :]
+        return logits
+
+    def arrange_labels(self, labels: Tensor | None) -> Tensor | None:
+        return labels[..., 1:] if self.shift_labels and labels is not None else labels
+
+    def terms(self, outputs: Outputs) -> dict[str, Tensor]:
+        assert outputs.student_logits is not None
+        teacher_logits = outputs.teacher_logits
+        if teacher_logits is None:  # only where the soft weight is 0 and the values do not count
+            teacher_logits = outputs.student_logits.detach()
+        return {self.name: self(outputs.student_logits, teacher_logits, outputs.labels)}
+
+    def response(self) -> ResponseLoss:
+        return self
+
+    def extra_repr(self) -> str:
+        shown = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"}
+        return ", ".join(f"{key}={value!r}" for key, value in shown.items())
+
+
+class SoftHardLoss(ResponseLoss):
+    """``soft_weight * (a loss against the teacher) + hard_weight * cross-entropy``: the frame of the response losses."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        soft_weight: float,
+        hard_weight: float,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        standardize: bool = False,
+        class_dim: int = -1,
+        shift_labels: bool = False,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            standardize=standardize,
+            class_dim=class_dim,
+            shift_labels=shift_labels,
+        )
+        where = type(self).__name__
+        self.soft_weight = check_weight(where, "soft_weight", soft_weight)
+        self.hard_weight = check_weight(where, "hard_weight", hard_weight)
+        check_some_weight(where, soft_weight=self.soft_weight, hard_weight=self.hard_weight)
+        self.label_smoothing = check_between(where, "label_smoothing", label_smoothing, 0.0, 1.0, open_end=True)
+
+    @property
+    def needs_teacher_logits(self) -> bool:  # type: ignore[override]
+        return self.soft_weight > 0
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        total: Tensor | None = None
+        if self.soft_weight > 0:
+            soft_student, soft_teacher = (standardize(student), standardize(teacher)) if self.standardize else (student, teacher)
+            total = self.soft_weight * self.soft(soft_student, soft_teacher, labels, row_weights)
+        if self.hard_weight > 0:
+            hard = self.hard_weight * self.hard(student, teacher, labels, row_weights)
+            total = hard if total is None else total + hard
+        assert total is not None
+        return total
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        """The reduced loss against the teacher, without ``soft_weight``."""
+        raise NotImplementedError
+
+    def hard(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        return kd_loss(
+            student,
+            teacher,
+            labels,
+            temperature=1.0,
+            soft_weight=0.0,
+            hard_weight=1.0,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            row_weights=row_weights,
+            reduction=self.reduction,
+        )
+
+
+@LOSSES.register("kd")
+class KDLoss(SoftHardLoss):
+    """Knowledge distillation: ``soft_weight * T^2 * KL(teacher || student) + hard_weight * cross_entropy(student, labels)``.
+
+    Both distributions of the KL are softened by ``temperature`` (T), the cross-entropy is not. ``soft_weight`` is on the
+    teacher's side, ``hard_weight`` on the labels'; they need not sum to 1, and one of them may be 0. T^2 is always
+    applied. ``reduction="mean"`` is the mean over rows that are not ignored; nothing is divided by the number of classes.
+    ``standardize``: z-score both logits before the soft term (Sun et al. 2024, https://arxiv.org/abs/2403.01427).
+    ``divergence``: "forward_kl", "reverse_kl" or "jsd" with ``beta``. The other arguments are those of
+    :func:`~pycompress.distillation.losses.response.kd_loss` and :class:`ResponseLoss`.
+
+    Hinton, Vinyals, Dean 2015, section 2, https://arxiv.org/abs/1503.02531.
+    Raises ``ValueError`` for a temperature not above 0, negative weights, both weights 0, and shapes that do not match.
+
+    >>> loss = KDLoss(temperature=4.0, soft_weight=0.5, hard_weight=0.5)
+    >>> loss(student_logits, teacher_logits, labels).backward()
+    """
+
+    name = "kd"
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        soft_weight: float = 0.5,
+        hard_weight: float = 0.5,
+        *,
+        divergence: str = "forward_kl",
+        beta: float = 0.5,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        standardize: bool = False,
+        class_dim: int = -1,
+        shift_labels: bool = False,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            soft_weight=soft_weight,
+            hard_weight=hard_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            standardize=standardize,
+            class_dim=class_dim,
+            shift_labels=shift_labels,
+        )
+        check_divergence(type(self).__name__, divergence, beta)
+        self.divergence = divergence
+        self.beta = float(beta)
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        if self.standardize:  # soft and hard term read different logits
+            return super().compare(student, teacher, labels, row_weights)
+        return self._kd(student, teacher, labels, row_weights, self.soft_weight, self.hard_weight)
+
+    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        return self._kd(student, teacher, labels, row_weights, 1.0, 0.0)
+
+    def _kd(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None, soft: float, hard: float) -> Tensor:
+        assert self.temperature is not None
+        return kd_loss(
+            student,
+            teacher,
+            labels,
+            temperature=self.temperature,
+            soft_weight=soft,
+            hard_weight=hard,
+            divergence=self.divergence,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            row_weights=row_weights,
+            reduction=self.reduction,
+        )
+
+
+@LOSSES.register("reverse_kl")
+class ReverseKLLoss(KDLoss):
+    """:class:`KDLoss` with KL(student || teacher), which seeks a mode instead of covering all (MiniLLM, https://arxiv.org/abs/2306.08543).
+
+    Infinite where the teacher masks a class (minus infinity) that the student does not.
+    """
+
+    name = "reverse_kl"
+
+    def __init__(self, temperature: float = 4.0, soft_weight: float = 0.5, hard_weight: float = 0.5, **options: object) -> None:
+        super().__init__(temperature, soft_weight, hard_weight, divergence="reverse_kl", **options)  # type: ignore[arg-type]
+
+
+@LOSSES.register("jsd")
+class JSDLoss(KDLoss):
+    """:class:`KDLoss` with the generalized Jensen-Shannon divergence, ``beta KL(p || m) + (1 - beta) KL(q || m)``.
+
+    ``m = beta p + (1 - beta) q``, p the teacher, q the student (GKD, https://arxiv.org/abs/2306.13649, section 2). The ends are
+    forward KL (``beta=0``) and reverse KL (``beta=1``) by convention; the formula itself tends to 0 there.
+    """
+
+    name = "jsd"
+
+    def __init__(
+        self, temperature: float = 4.0, soft_weight: float = 0.5, hard_weight: float = 0.5, *, beta: float = 0.5, **options: object
+    ) -> None:
+        super().__init__(temperature, soft_weight, hard_weight, divergence="jsd", beta=beta, **options)  # type: ignore[arg-type]
