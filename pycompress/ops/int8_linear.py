@@ -39,7 +39,7 @@ def int8_linear_reference(
         zero_point, quant_min = (0, -127) if x_zero_point is None else (x_zero_point, -128)
         row_scale = torch.where(torch.isfinite(amax), x_scale, float("nan"))
         q = quantize_affine(rows, torch.tensor(x_scale, dtype=torch.float32, device=x.device), zero_point, quant_min) - zero_point
-    total = int8_matmul_reference(q.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[0])
+    total = int8_matmul_reference(q.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[0])
     y = total.float() * (row_scale * scale)
     if bias is not None:
         y = y + bias.float()
@@ -82,7 +82,7 @@ def int8_linear(
     check_input("int8_linear", x, k, weight)
     if activation not in native.ACTIVATIONS:
         raise ValueError(f"int8_linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
-    name = kernel_for(x, kernel)
+    name = kernel_for(x, kernel, "int8_linear")
     packed = _pack_op(weight, name) if tracing() else pack_weight(weight, name)
     scale = scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
@@ -159,7 +159,7 @@ def check_activation_quantization(where: str, k: int, x_scale: float | None, x_z
     if x_scale is None:
         if x_zero_point is not None:
             raise ValueError(f"{where}: x_zero_point needs a static x_scale, got x_scale=None")
-    elif not (math.isfinite(x_scale) and 2.0**-100 <= x_scale <= 2.0**100):
+    elif not 2.0**-100 <= x_scale <= 2.0**100:  # NaN and Inf fail this too
         raise ValueError(f"{where}: x_scale must be a finite number between 2**-100 and 2**100, got {x_scale}")
     if x_zero_point is not None and (
         isinstance(x_zero_point, bool) or int(x_zero_point) != x_zero_point or not -128 <= x_zero_point <= 127
@@ -187,7 +187,7 @@ def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel
         return int8_linear_reference(x, packed, scale, bias, x_scale=x_scale, x_zero_point=x_zero_point, activation=activation)
     shape = x.shape
     if x.dim() != 2:
-        x = x.reshape(-1, k)
+        x = x.reshape(math.prod(shape[:-1]), k)
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
     m = x.shape[0]

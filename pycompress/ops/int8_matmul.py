@@ -42,13 +42,13 @@ def int8_matmul(a: Tensor, b: Tensor, *, kernel: str | None = None) -> Tensor:
     return _op(a, b, name) if tracing() else _run(a, b, name)
 
 
-def kernel_for(x: Tensor, kernel: str | None, op: str = "int8_matmul") -> str:
-    """The kernel for a tensor: native ones take CPU tensors only."""
-    name = native.resolve(op, kernel)
+def kernel_for(x: Tensor, kernel: str | None, where: str = "int8_matmul") -> str:
+    """The kernel for a tensor: native ones take CPU tensors only. ``where`` names the caller in errors."""
+    name = native.resolve("int8_matmul", kernel, where)
     if x.device.type == "cpu" or name == native.REFERENCE:
         return name
     if kernel is not None:
-        raise ValueError(f"{op}: kernel {kernel!r} needs a CPU tensor, got one on {x.device}")
+        raise ValueError(f"{where}: kernel {kernel!r} needs a CPU tensor, got one on {x.device}")
     return native.REFERENCE
 
 

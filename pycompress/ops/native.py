@@ -10,7 +10,6 @@ Environment, read once at import:
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -57,21 +56,24 @@ module, missing_reason = _load()
 """The extension module or None, and the reason why it is None."""
 
 
-@cache
+# Read once into a plain dict: Dynamo traces a look-up, but not a call into the extension.
+_KERNELS: dict[str, tuple[str, ...]] = {
+    name.removesuffix("_kernels"): tuple(getattr(module, name)()) for name in dir(module) if name.endswith("_kernels")
+}
+
+
 def kernels(op: str) -> list[str]:
     """Names of the kernels that can run ``op`` here, best first; the last one is always ``"reference"``."""
-    listing = getattr(module, f"{op}_kernels", None)
-    return [*(listing() if listing else []), REFERENCE]
+    return [*_KERNELS.get(op, ()), REFERENCE]
 
 
-@cache
-def resolve(op: str, kernel: str | None) -> str:
+def resolve(op: str, kernel: str | None, where: str = "") -> str:
     """The kernel that a call with ``kernel=`` runs: the best one for None. Raises ``ValueError`` for an unknown name."""
     names = kernels(op)
     if kernel is None:
         return names[0]
     if kernel not in names:
-        raise ValueError(f"{op}: kernel must be one of {', '.join(names)} on this machine, got {kernel!r}")
+        raise ValueError(f"{where or op}: kernel must be one of {', '.join(names)} on this machine, got {kernel!r}")
     return kernel
 
 
