@@ -77,7 +77,7 @@ _FORMULAS: list[tuple[tuple[type, ...], Formula]] = [
 def formula_for(module: nn.Module) -> Formula | None:
     """The formula of a layer type, or None. A compressed layer is counted as the dense layer it stands for."""
     if isinstance(module, CompressedModule):
-        return _compressed
+        return _compressed if formula_for(dense_layer(module)) is not None else None
     return next((formula for types, formula in _FORMULAS if isinstance(module, types)), None)
 
 
@@ -94,10 +94,7 @@ def nonzeros(weight: torch.Tensor) -> int:
 def _compressed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, size: Size) -> int:
     dense = dense_layer(module)
     formula = formula_for(dense)
-    if formula is None:
-        raise TypeError(
-            f"no formula counts the multiply-accumulates of {type(module).__name__}, whose dense form is {type(dense).__name__}"
-        )
+    assert formula is not None  # formula_for has looked
     return formula(dense, args, kwargs, out, size)
 
 

@@ -48,15 +48,15 @@ def measure(
     *,
     warmup: int = 3,
     budget: float = 1.0,
-    min_runs: int = 5,
+    min_runs: int = 3,
     threads: int | None = None,
     sync: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Time ``call()`` repeatedly.
 
-    ``warmup`` calls run first, untimed. Then calls are timed until ``budget`` seconds are over, at least ``min_runs`` of
-    them whatever they take. ``threads`` sets torch's intra-op threads for the measurement only. ``sync`` waits for work
-    that a call merely queued (GPU).
+    Up to ``warmup`` calls run first, untimed, fewer if they use up the budget. Then calls are timed until ``budget``
+    seconds are over, at least ``min_runs`` of them whatever they take. ``threads`` sets torch's intra-op threads for
+    the measurement only. ``sync`` waits for work that a call merely queued (GPU).
 
     >>> measure(lambda: x @ x, threads=1).median
     """
@@ -64,9 +64,12 @@ def measure(
     if not isinstance(min_runs, int) or min_runs < 1:
         raise ValueError(f"measure: min_runs must be a positive integer, got {min_runs!r}")
     with torch_threads(threads):
+        deadline = perf_counter() + budget
         for _ in range(warmup):
             call()
-        sync()
+            sync()
+            if perf_counter() > deadline:
+                break
         seconds: list[float] = []
         deadline = perf_counter() + budget
         while len(seconds) < min_runs or (perf_counter() < deadline and len(seconds) < _MAX_RUNS):
@@ -83,7 +86,7 @@ def measure_latency(
     *,
     warmup: int = 3,
     budget: float = 1.0,
-    min_runs: int = 5,
+    min_runs: int = 3,
     threads: int | None = None,
 ) -> Latency:
     """Latency of ``model(example_inputs)`` in evaluation mode without gradients. The model stays as it was.
