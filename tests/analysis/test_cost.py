@@ -42,9 +42,6 @@ LAYERS = {
         nn.MultiheadAttention(12, 3, kdim=5, vdim=4),
         (torch.randn(5, 2, 12), torch.randn(7, 2, 5), torch.randn(7, 2, 4)),
     ),
-        nn.MultiheadAttention(12, 3, kdim=5, vdim=4),
-        (torch.randn(5, 2, 12), torch.randn(7, 2, 5), torch.randn(7, 2, 4)),
-    ),
 }
 
 
