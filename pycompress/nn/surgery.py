@@ -71,7 +71,20 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
         for name, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[name] = new
+                forbid_fast_path(model, parent)
     return model
+
+
+def forbid_fast_path(model: nn.Module, parent: nn.Module) -> None:
+    """The fused kernel of ``nn.TransformerEncoderLayer`` reads the weights of its layers as float tensors and never calls them, so
+    it must not run once one of them (``parent`` holds it) is replaced."""
+    if not isinstance(parent, nn.TransformerEncoderLayer):
+        return
+    # The forward of the layer tests this attribute first; the slow path calls self.activation all the same.
+    parent.activation_relu_or_gelu = 0
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(layer is parent for layer in encoder.layers):
+            encoder.use_nested_tensor = False  # nested tensors are for the fast path only
 
 
 def replace_all(

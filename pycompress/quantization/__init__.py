@@ -1,0 +1,29 @@
+"""Quantization: fewer bits for weights and activations, after training or during it."""
+
+from .algorithms import ALGORITHMS
+from .codebook import CODEBOOKS
+from .configs import Codebook, FakeQuant, Int8Dynamic, Int8Static, Int8WeightOnly, QuantizationConfig
+from .fake_quantize import ActivationQuantizer, FakeQuantize
+from .fold import fold_batch_norm
+from .observers import OBSERVERS, Observer
+from .quantizer import Quantizer, quantize
+from .scheme import Scheme
+
+__all__ = [
+    "ALGORITHMS",
+    "CODEBOOKS",
+    "OBSERVERS",
+    "ActivationQuantizer",
+    "Codebook",
+    "FakeQuant",
+    "FakeQuantize",
+    "Int8Dynamic",
+    "Int8Static",
+    "Int8WeightOnly",
+    "Observer",
+    "QuantizationConfig",
+    "Quantizer",
+    "Scheme",
+    "fold_batch_norm",
+    "quantize",
+]

@@ -1,0 +1,106 @@
+"""Running a model over calibration data: what is a batch, and how nothing else in the model moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.inputs import split_inputs
+from ..nn.surgery import all_names
+from ..nn.untouched import untouched
+from ..progress import track
+
+Forward = Callable[[nn.Module, Any], Any]
+_LABELS = ("labels", "label")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode, no gradients, every layer really called; training modes are put back at the end.
+
+    (The fast path of ``nn.TransformerEncoderLayer`` reads the weights of its layers without calling them.)
+    """
+    modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def run_batches(
+    where: str,
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> int:
+    """Call the model on every batch and return their number. Raises ``ValueError`` if there is none.
+
+    A batch is a tensor; a tuple or list of positional inputs followed by labels; or a mapping of keyword inputs. ``example_inputs``
+    says how many positional inputs (or which keys) the model takes; without it the last entry of a tuple of two or more and the keys
+    "labels" and "label" are taken for labels and dropped. ``forward(model, batch)`` replaces all that.
+    """
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(f"{where}: data must be an iterable of batches, got {type(data).__name__}")
+    batches: Iterable[Any] = [data] if isinstance(data, Tensor) else data
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    count = 0
+    for batch in track(batches, where, total=total, progress=progress):
+        if forward is not None:
+            forward(model, batch)
+        else:
+            args, kwargs = batch_inputs(where, batch, example_inputs)
+            model(*args, **kwargs)
+        count += 1
+    if count == 0:
+        raise ValueError(f"{where}: data must hold at least one batch, got none")
+    return count
+
+
+def batch_inputs(where: str, batch: Any, example_inputs: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for the model out of one batch, see ``run_batches``."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    known_args, known_kwargs = ((), {}) if example_inputs is None else split_inputs(where, example_inputs)
+    if isinstance(batch, Mapping):
+        missing = [name for name in known_kwargs if name not in batch]
+        if missing:
+            raise ValueError(f"{where}: batch must have the key {missing[0]!r} of example_inputs, got {', '.join(map(str, batch))}")
+        return (), {name: value for name, value in batch.items() if (name in known_kwargs if known_kwargs else name not in _LABELS)}
+    if isinstance(batch, (tuple, list)) and batch:
+        number = len(known_args) if known_args else max(1, len(batch) - 1)
+        if number > len(batch):
+            raise ValueError(f"{where}: batch must have the {number} inputs of example_inputs, got {len(batch)}")
+        return tuple(batch[:number]), {}
+    raise TypeError(f"{where}: batch must be a tensor, a tuple or a mapping, got {type(batch).__name__}")
+
+
+def uncalled(where: str, model: nn.Module, names: Iterable[str], example_inputs: Any) -> list[str]:
+    """Those of the named layers that a forward pass on ``example_inputs`` does not call."""
+    args, kwargs = split_inputs(where, example_inputs)
+    called: set[nn.Module] = set()
+    layers = {name: model.get_submodule(name) for name in names}
+    handles = [layer.register_forward_pre_hook(lambda module, _: called.add(module)) for layer in layers.values()]
+    try:
+        with untouched(model), evaluating(model):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name, layer in layers.items() if layer not in called]
+
+
+def modules_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    """All modules of a type by their first path."""
+    return {paths[0]: module for module, paths in all_names(model).items() if isinstance(module, kind)}

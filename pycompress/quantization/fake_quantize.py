@@ -1,0 +1,218 @@
+"""The simulation: what quantization does to weights and activations, in float, before a layer is converted.
+
+Requirements: (1) values equal those of the executed layer to the bit, so all arithmetic is ``ops.affine``; (2) weights are
+simulated by a ``torch.nn.utils.parametrize`` parametrization, so pruning masks stay and optimizers keep their parameters;
+(3) everything that a checkpoint of a training run needs is in the state_dict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..ops.affine import SMALLEST_AMAX, quantize_affine, symmetric_scale
+from .scheme import Scheme, from_rows, to_rows
+from .ste import fake_quantize_lsq, fake_quantize_ste
+
+
+class WeightQuantizer(nn.Module):
+    """Base of the parametrizations of ``weight``; ``enabled=False`` passes the weight through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Assigning ``layer.weight = w`` stores ``w`` itself."""
+        return weight
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.quantize(weight) if self.enabled else weight
+
+
+class FakeQuantize(WeightQuantizer):
+    """Affine fake quantization of a weight.
+
+    The scale follows the weight (min-max of each row, every call) until ``fix`` sets it or ``learn`` makes it a parameter.
+
+    >>> parametrize.register_parametrization(layer, "weight", FakeQuantize(Scheme(granularity="channel")))
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.learned = False
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+
+    def observe(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point that the scheme's observer chooses for this weight, (rows,) each."""
+        observer = self.scheme.make_observer(axis=0)
+        observer.observe_unchecked(self.rows(weight))
+        return observer.calculate_qparams()
+
+    def fix(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Hold the scale, (rows,), from now on; used by observers that search and by algorithms that choose their own grid."""
+        self.scale = scale.detach().clone().float()
+        self.zero_point = torch.zeros_like(self.scale, dtype=torch.int32) if zero_point is None else zero_point.detach().clone()
+
+    def learn(self, weight: Tensor) -> None:
+        """Make the scale a parameter, started at ``2 * mean|w| / sqrt(quant_max)`` (LSQ, section 2.1)."""
+        _, zero_point = self.observe(weight)
+        start = 2 * self.rows(weight.detach()).float().abs().mean(dim=1) / self.scheme.quant_max**0.5
+        del self.scale
+        self.scale = nn.Parameter(start.clamp(min=SMALLEST_AMAX))
+        self.zero_point = zero_point
+        self.learned = True
+
+    def rows(self, weight: Tensor) -> Tensor:
+        return to_rows(weight, self.scheme.granularity, self.scheme.group_size)
+
+    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale float32 and zero point int32 in use for this weight, (rows,) each."""
+        if self.scale is None:
+            return self.observe(weight)
+        # An optimizer may push a learned scale through 0; its size is what counts.
+        return (self.scale.abs().clamp(min=SMALLEST_AMAX) if self.learned else self.scale), self.zero_point
+
+    def integers(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """int32, in the weight's shape."""
+        q = quantize_affine(self.rows(weight.detach()), scale[:, None], zero_point[:, None], self.scheme.quant_min, self.scheme.quant_max)
+        return from_rows(q, weight.shape)
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        scale, zero_point = self.qparams(weight)
+        function = fake_quantize_lsq if self.learned else fake_quantize_ste
+        rows = function(self.rows(weight), scale[:, None], zero_point[:, None], self.scheme.quant_min, self.scheme.quant_max)
+        return from_rows(rows, weight.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}, scale={'learned' if self.learned else 'from the weight' if self.scale is None else 'fixed'}"
+
+
+class ActivationQuantizer(nn.Module):
+    """Observes and fake-quantizes the input of a layer; a prepared layer holds it as ``input_quantizer``.
+
+    ``sample_dims``: number of trailing dimensions that make one token (1 for Linear, 3 for Conv2d), for dynamic schemes.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scheme: Scheme, sample_dims: int, name: str = "") -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.dims = tuple(range(-sample_dims, 0))
+        self.name = name
+        self.observing = False
+        self.quantizing = True
+        self.learned = False
+        self.ready = scheme.dynamic
+        if not scheme.dynamic:
+            self.observer = scheme.make_observer()
+            self.register_buffer("scale", torch.tensor(float("nan")))
+            self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+
+    def learn(self) -> None:
+        """Make the static scale a parameter (LSQ); ``calibrate`` gives it its start."""
+        start = self.scale
+        del self.scale
+        self.scale = nn.Parameter(start)
+        self.learned = True
+
+    def calculate_qparams(self) -> None:
+        """Take over the observer's scale and zero point."""
+        scale, zero_point = self.observer.calculate_qparams()
+        # All-zero calibration data says nothing about the scale; 0 would silence the layer for every later input.
+        scale = torch.where(scale < SMALLEST_AMAX, torch.ones_like(scale), scale)
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+        self.ready = True
+
+    def qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point in use, broadcastable against ``x``."""
+        if not self.scheme.dynamic:
+            return (self.scale.abs().clamp(min=SMALLEST_AMAX) if self.learned else self.scale), self.zero_point
+        x = x.detach().float()
+        scale = symmetric_scale(x.abs().amax(dim=self.dims, keepdim=True), self.scheme.quant_max)
+        return scale, torch.zeros((), dtype=torch.int32, device=x.device)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """int32 values that the executed layer multiplies, in the shape of ``x``, zero point included."""
+        scale, zero_point = self.qparams(x)
+        return quantize_affine(x.detach(), scale.detach(), zero_point, self.scheme.quant_min, self.scheme.quant_max)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return x
+        if self.observing and not self.scheme.dynamic:
+            if not self.training:
+                self._observe_checked(x)
+            elif not self.learned:
+                self.observer.observe_unchecked(x)
+                self.calculate_qparams()
+        if not self.quantizing:
+            return x
+        if not self.ready:
+            raise RuntimeError(f"layer {self.name!r} has no activation scale yet: run Quantizer.calibrate, or one step in training mode")
+        scale, zero_point = self.qparams(x)
+        function = fake_quantize_lsq if self.learned else fake_quantize_ste
+        return function(x, scale, zero_point, self.scheme.quant_min, self.scheme.quant_max)
+
+    def _observe_checked(self, x: Tensor) -> None:
+        try:
+            self.observer.observe(x)
+        except ValueError as error:
+            raise ValueError(f"calibrate: input of layer {self.name!r}: {error}") from None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not self.scheme.dynamic:
+            self.ready = not bool(torch.isnan(self.scale))
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}{', scale learned' if self.learned else ''}"
+
+
+def quantize_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a prepared layer. A plain function, so that the model can be copied."""
+    quantizer: nn.Module = layer.input_quantizer  # type: ignore[assignment]
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}
+
+
+def weight_quantizer(layer: nn.Module) -> WeightQuantizer | None:
+    """The quantizing parametrization of a prepared layer's weight, or None."""
+    if parametrize.is_parametrized(layer, "weight"):
+        for part in layer.parametrizations.weight:  # type: ignore[union-attr]
+            if isinstance(part, WeightQuantizer):
+                return part
+    return None
+
+
+@torch.no_grad()
+def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """(integers int32 in the weight's shape, scale, zero_point) of a layer prepared with ``FakeQuantize``, whatever else
+    parametrizes its weight."""
+    quantizer = weight_quantizer(layer)
+    if not isinstance(quantizer, FakeQuantize):
+        raise ValueError(f"quantized_weight: layer must be prepared with FakeQuantize, got {type(layer).__name__}")
+    seen: list[Tensor] = []
+    handle = quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    enabled, quantizer.enabled = quantizer.enabled, True
+    try:
+        weight = layer.weight
+    finally:
+        handle.remove()
+        quantizer.enabled = enabled
+    scale, zero_point = quantizer.qparams(seen[0])
+    # Quantizing the final weight again is exact on its own grid and keeps zeros of masks that come after this parametrization.
+    return quantizer.integers(weight, scale, zero_point), scale, zero_point

@@ -1,0 +1,186 @@
+"""BatchNorm folding: put the normalization into the weights of the layer before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from ..analysis.inputs import check_model
+from ..nn.base import CompressedModule, set_note
+from ..nn.surgery import Ignore, all_names, check_ignore, ignored, replace
+
+_PAIRS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fold_batch_norm(model: nn.Module, *, ignore: Ignore = (), inplace: bool = False) -> nn.Module:
+    """Fold each BatchNorm into the Linear or Conv whose output only it reads; an ``nn.Identity`` takes its place.
+
+        weight' = weight * gamma / sqrt(var + eps)
+        bias'   = (bias - mean) * gamma / sqrt(var + eps) + beta
+
+    The model computes the same in evaluation mode (Jacob et al. 2018, section 3.2, arXiv 1712.05877). Pairs are found by tracing with
+    ``torch.fx``; where the model as a whole cannot be traced, inside each module that can be. A BatchNorm that stays gets a note
+    (``nn.base.get_note``) with the reason. ``ignore``: layers or BatchNorms to leave alone.
+
+    >>> model = fold_batch_norm(model)
+    """
+    check_model("fold_batch_norm", model)
+    entries = check_ignore("fold_batch_norm", model, ignore)
+    pairs, reasons = foldable(model, entries)
+    if not inplace:
+        model = copy.deepcopy(model)
+    fold_pairs(model, pairs, reasons)
+    return model
+
+
+def foldable(model: nn.Module, ignore: Ignore = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """({BatchNorm: layer before it}, {BatchNorm that stays: reason}), by first path. Changes nothing."""
+    norms = {norm: paths[0] for norm, paths in all_names(model).items() if isinstance(norm, _NORMS)}
+    if not norms:
+        return {}, {}
+    names = all_names(model)
+    tied = _tied(model)
+    pairs: dict[str, str] = {}
+    reasons = dict.fromkeys(norms.values(), "kept: no Linear or Conv right before it whose output it alone reads")
+    for layer, norm in dict.fromkeys(_adjacent(model)):
+        if norm not in norms or norms[norm] in pairs:
+            continue
+        reason = _obstacle(layer, norm, tied)
+        if reason is None and any(ignored(path, module, ignore) for module in (layer, norm) for path in names[module]):
+            reason = "named in ignore"
+        if reason is None:
+            pairs[norms[norm]] = names[layer][0]
+            del reasons[norms[norm]]
+        else:
+            reasons[norms[norm]] = f"kept: {reason}"
+    return pairs, reasons
+
+
+def fold_pairs(model: nn.Module, pairs: dict[str, str], reasons: dict[str, str]) -> None:
+    """Carry out what ``foldable`` found, in place."""
+    for norm_name, layer_name in pairs.items():
+        norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
+        if _fold(layer, norm):  # type: ignore[arg-type]
+            replace(model, norm, nn.Identity())
+        else:
+            reasons = {**reasons, norm_name: "kept: the weight before it has a parametrization that does not scale"}
+    for norm_name, reason in reasons.items():
+        set_note(model.get_submodule(norm_name), reason)
+
+
+def _obstacle(layer: nn.Module, norm: nn.Module, tied: set[int]) -> str | None:
+    if norm.running_mean is None or norm.running_var is None:
+        return "it has no running statistics"
+    if norm.num_features != layer.weight.shape[0]:  # type: ignore[union-attr, operator]
+        return "it does not normalize the output channels of the layer before it"
+    if any(id(parameter) in tied for part in (layer, norm) for parameter in part.parameters()):
+        return "it or the layer before it shares a parameter with another layer"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm)):
+        return "it or the layer before it has hooks"
+    return None
+
+
+def _tied(model: nn.Module) -> set[int]:
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                (twice if id(parameter) in seen else seen).add(id(parameter))
+    return twice
+
+
+class _Tracer(fx.Tracer):
+    """Records calls of layers and never looks inside them; ``shallow`` also leaves every other module closed."""
+
+    def __init__(self, shallow: bool) -> None:
+        super().__init__()
+        self.shallow = shallow
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.shallow or isinstance(m, (*_PAIRS, *_NORMS, CompressedModule)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _adjacent(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """(layer, BatchNorm) pairs in which both are called once and the BatchNorm alone reads the layer's output."""
+    graph = _trace(model, shallow=False)
+    if graph is not None:
+        yield from _pairs(model, graph)
+        return
+    # A module with several parents or paths may be called from places that a partial trace does not see.
+    single = {module for module, paths in all_names(model).items() if len(paths) == 1}
+    for module in model.modules():
+        if isinstance(module, (CompressedModule, *_PAIRS)) or not any(True for _ in module.children()):
+            continue
+        graph = _trace(module, shallow=True)
+        if graph is not None:
+            yield from (pair for pair in _pairs(module, graph) if pair[0] in single and pair[1] in single)
+
+
+def _trace(module: nn.Module, shallow: bool) -> fx.Graph | None:
+    try:
+        return _Tracer(shallow).trace(module)
+    except Exception:  # a forward may raise anything when it meets proxies; "cannot be traced" is an answer here, not an error
+        return None
+
+
+def _pairs(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.Module]]:
+    calls: dict[nn.Module, int] = {}
+    # Weights that the graph reads directly would change under their reader when folded into.
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = root.get_submodule(node.target)
+            calls[module] = calls.get(module, 0) + 1
+    for node in graph.nodes:
+        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or len(before.users) != 1 or before.target in read:
+            continue
+        layer, norm = root.get_submodule(before.target), root.get_submodule(node.target)
+        matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
+        if matches and calls[layer] == calls[norm] == 1:
+            yield layer, norm
+
+
+@torch.no_grad()
+def _fold(layer: nn.Module, norm: nn.Module) -> bool:
+    """Fold in place; False, with nothing changed, if a parametrization of the weight does not let the factor through."""
+    mean, var, eps = norm.running_mean, norm.running_var, norm.eps
+    gamma = torch.ones_like(var) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    dtype = layer.weight.dtype  # type: ignore[union-attr]
+    factor = gamma.double() / torch.sqrt(var.double() + eps)
+    shape = (-1, *[1] * (layer.weight.dim() - 1))  # type: ignore[union-attr, operator]
+    weight = layer.weight.double() * factor.view(shape)  # type: ignore[union-attr, operator]
+    if not _assign_weight(layer, weight.to(dtype), factor.view(shape).to(dtype)):
+        return False
+    bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
+    bias = ((bias.double() - mean.double()) * factor + beta.double()).to(dtype)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(bias)
+    else:
+        layer.bias.copy_(bias)  # type: ignore[operator]
+    return True
+
+
+def _assign_weight(layer: nn.Module, weight: Tensor, factor: Tensor) -> bool:
+    if not parametrize.is_parametrized(layer, "weight"):
+        layer.weight.copy_(weight)  # type: ignore[operator, union-attr]
+        return True
+    # A mask commutes with a factor per output channel, a weight norm does not: try it and look.
+    chain = layer.parametrizations.weight  # type: ignore[union-attr]
+    if not chain.is_tensor:
+        return False
+    before = chain.original.clone()
+    chain.original.mul_(factor)
+    if torch.allclose(layer.weight, weight, rtol=1e-4, atol=0):  # type: ignore[arg-type]
+        return True
+    chain.original.copy_(before)
+    return False

@@ -1,0 +1,137 @@
+"""Which layers of a model are quantized, why the others are not, and how a float layer is taken apart and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from ..nn.base import CompressedModule
+from ..nn.surgery import Ignore, all_names, ignored
+
+if TYPE_CHECKING:
+    from .configs import QuantizationConfig
+
+_FLOAT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def choose_layers(
+    where: str, model: nn.Module, config: QuantizationConfig | Mapping[str, QuantizationConfig], ignore: Ignore
+) -> tuple[dict[str, QuantizationConfig], dict[str, str]]:
+    """(name -> config of the layers to quantize, name -> reason for each layer with weights that stays as it is).
+
+    Shared modules appear once. Raises ``ValueError`` if no layer can be quantized or a weight holds NaN or Inf.
+    """
+    chosen: dict[str, QuantizationConfig] = {}
+    kept: dict[str, str] = {}
+    names = all_names(model)
+    owners = _owners(model)
+    inside_attention = {child for module in names if isinstance(module, nn.MultiheadAttention) for child in module.modules()} - {
+        module for module in names if isinstance(module, nn.MultiheadAttention)
+    }
+    inside_compressed = {child for module in names if isinstance(module, CompressedModule) for child in module.modules()}
+    for module, paths in names.items():
+        if module in inside_compressed or not _has_weights(module):
+            continue
+        layer_config = _config_of(paths, config)
+        if any(ignored(path, module, ignore) for path in paths):
+            kept[paths[0]] = "left as it is: named in ignore"
+        elif layer_config is None:
+            kept[paths[0]] = "left as it is: no config is given for it"
+        else:
+            reason = _obstacle(module, layer_config, owners, module in inside_attention)
+            if reason is None:
+                chosen[paths[0]] = layer_config
+            else:
+                kept[paths[0]] = f"left as it is: {reason}"
+    if not chosen:
+        raise ValueError(f"{where}: model must have a layer that can be quantized, got none{_why_none(names, kept)}")
+    for name in chosen:
+        layer = model.get_submodule(name)
+        for part, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+            if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+                raise ValueError(f"{where}: {part} of layer {name!r} must be finite, got NaN or Inf")
+    return chosen, kept
+
+
+def _config_of(paths: list[str], config: QuantizationConfig | Mapping[str, QuantizationConfig]) -> QuantizationConfig | None:
+    """The last matching entry of a mapping wins, so that exceptions follow the rule."""
+    if not isinstance(config, Mapping):
+        return config
+    found = None
+    for pattern, candidate in config.items():
+        if any(path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern) for path in paths):
+            found = candidate
+    return found
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """A layer that owns a matrix or kernel itself: worth a word in the report if it stays float."""
+    if isinstance(module, (CompressedModule, nn.utils.parametrize.ParametrizationList)):
+        return False
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return isinstance(module, _FLOAT_LAYERS) or any(isinstance(p, UninitializedParameter) or p.dim() >= 2 for p in own)
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Parameter id -> modules that hold it themselves."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(module)
+    return owners
+
+
+def _obstacle(module: nn.Module, config: QuantizationConfig, owners: dict[int, list[nn.Module]], inside_attention: bool) -> str | None:
+    kind = type(module).__name__.removeprefix("Parametrized")
+    if not isinstance(module, config.layer_types):
+        return f"{type(config).__name__} has no layer for {kind}"
+    if inside_attention:
+        return "nn.MultiheadAttention uses this weight directly and never calls the layer"
+    if not any(type(module).forward is base.forward for base in _FLOAT_LAYERS):
+        return f"{kind} has a forward of its own"
+    if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
+        return "its weight is not initialized, run the model once first"
+    if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
+        return "its weight is tied to another layer's"
+    if "weight" not in module._parameters and not nn.utils.parametrize.is_parametrized(module, "weight"):
+        return "its weight is not a parameter (an old-style weight_norm or spectral_norm?)"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks, which a new layer would lose"
+    if not module.weight.is_floating_point():  # type: ignore[operator, union-attr]
+        return f"its weight is {module.weight.dtype}, not a floating point type"
+    if module.weight.numel() == 0:  # type: ignore[operator, union-attr]
+        return "its weight is empty"
+    return config.obstacle(module)
+
+
+def _why_none(names: dict[nn.Module, list[str]], kept: dict[str, str]) -> str:
+    if kept:
+        name, reason = next(iter(kept.items()))
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        return f" ({name or 'the model itself'}: {reason.removeprefix('left as it is: ')}{more})"
+    if any(isinstance(module, CompressedModule) for module in names):
+        return " (it is quantized already)"
+    return ""
+
+
+def float_twin(layer: nn.Module) -> nn.Module:
+    """A plain layer with the effective weight of a parametrized one, in its mode (training or not). Tensors are shared, not copied."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, assignment, operator]
+    bias = layer.bias
+    options = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
+    if isinstance(layer, nn.Linear):
+        twin: nn.Module = nn.Linear(layer.in_features, layer.out_features, **options)
+    else:
+        kind = next(base for base in _FLOAT_LAYERS if isinstance(layer, base))
+        same = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")}
+        twin = kind(layer.in_channels, layer.out_channels, **same, **options)  # type: ignore[union-attr]
+    twin.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        twin.bias = nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[operator]
+    return twin.train(layer.training)

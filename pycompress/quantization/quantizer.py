@@ -1,0 +1,278 @@
+"""``Quantizer`` (prepare, calibrate or train, convert) and the one-line ``quantize``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..analysis.inputs import check_model
+from ..nn.base import set_note
+from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, replace
+from .algorithms import check_algorithms
+from .calibration import Forward, evaluating, modules_of, run_batches, uncalled
+from .configs import QuantizationConfig
+from .fake_quantize import ActivationQuantizer, weight_quantizer
+from .fold import fold_batch_norm, fold_pairs, foldable
+from .layers import choose_layers
+from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
+
+Config = QuantizationConfig | Mapping[str, QuantizationConfig]
+
+
+class Quantizer:
+    """Quantizes a model in three steps.
+
+    - ``config``: a config for all layers, or a mapping from layer names or patterns to configs (the last match wins; layers without a
+      match stay as they are), for mixed precision
+    - ``ignore``: names, patterns (``"encoder.*"``), types or modules to leave alone
+    - ``fold_bn``: fold BatchNorms into the layers before them first
+
+    >>> q = Quantizer(Int8Static(observer="percentile"), ignore=["head"])
+    >>> model = q.prepare(model, example_inputs); q.calibrate(model, data); model = q.convert(model)
+    """
+
+    def __init__(self, config: Config, *, ignore: Ignore = (), fold_bn: bool = True) -> None:
+        check_config("Quantizer", config)
+        self.config = dict(config) if isinstance(config, Mapping) else config
+        self.ignore = ignore
+        self.fold_bn = fold_bn
+        self._example_inputs: Any = None
+
+    def prepare(self, model: nn.Module, example_inputs: Any = None, *, qat: bool | Qat = False, inplace: bool = False) -> nn.Module:
+        """Copy the model, fold BatchNorms and put the simulation onto every layer that will be quantized.
+
+        - ``example_inputs``: a tensor, a tuple of positional or a mapping of keyword arguments. The model runs once on it, and layers
+          that are never called (their owner reads the weight itself) are left alone. It also tells ``calibrate`` what a batch holds.
+        - ``qat``: False for post-training quantization: the model computes in float until calibrated. True or "ste": the simulation is
+          on, ready for training, with straight-through gradients; static activation ranges follow the data in training mode.
+          "lsq": scales are parameters, too, and learn (calibrate before training).
+        - ``inplace``: change and return ``model`` itself; if False it is not touched.
+
+        Make the optimizer after this call. Layers that stay float get a note with the reason. Raises ``ValueError`` if no layer can be
+        quantized, weights hold NaN or Inf, or the model is prepared already.
+        """
+        where = "prepare"
+        check_model(where, model)
+        mode = _check_qat(where, qat, self.config)
+        if prepared_layers(model):
+            raise ValueError(f"{where}: model must not be prepared already, call convert first")
+        ignore = check_ignore(where, model, self.ignore)
+        chosen, kept = choose_layers(where, model, self.config, ignore)
+        if example_inputs is not None:
+            for name in uncalled(where, model, chosen, example_inputs):
+                kept[name] = "left as it is: the model did not call it on example_inputs"
+                del chosen[name]
+            if not chosen:
+                raise ValueError(f"{where}: model must call a layer that can be quantized on example_inputs, it called none")
+        pairs, reasons = foldable(model, ignore) if self.fold_bn else ({}, {})
+        # From here on nothing is refused.
+        if not inplace:
+            model = copy.deepcopy(model)
+        fold_pairs(model, pairs, reasons)
+        for name, config in chosen.items():
+            prepare_layer(name, model.get_submodule(name), config, mode)
+            forbid_fast_path(model, model.get_submodule(name.rpartition(".")[0]))
+        for name, reason in kept.items():
+            set_note(model.get_submodule(name), reason)
+        self._example_inputs = example_inputs
+        return model
+
+    def calibrate(
+        self, model: nn.Module, data: Iterable[Any], *, forward: Forward | None = None, progress: bool | None = None
+    ) -> nn.Module:
+        """Find the ranges of static activations: run the float model over ``data`` and observe. Changes ``model`` and returns it.
+
+        ``data``: batches as a loader yields them: tensors, ``(inputs..., labels)`` or mappings; labels are not passed on. A single
+        tensor is one batch. ``forward(model, batch)`` for anything else. Calibrating again starts afresh. Afterwards the model
+        simulates int8. Nothing runs if no layer has static activations.
+
+        Raises ``ValueError`` for no data and for NaN or Inf in a layer's input, naming the layer, and leaves the ranges as they were.
+        """
+        where = "calibrate"
+        layers = _prepared(where, model)
+        if not any(not part.scheme.dynamic for part in modules_of(model, ActivationQuantizer).values()):
+            return model
+        with _observing(model) as static:
+            run_batches(where, model, data, example_inputs=self._example_inputs, forward=forward, progress=progress)
+            reached = [part for part in static.values() if part.observer.has_data()]
+            if not reached:
+                raise ValueError(f"{where}: data must reach a prepared layer, it reached none of {len(static)}")
+            for part in reached:
+                part.calculate_qparams()
+        for layer in layers.values():
+            weight_quantizer(layer).enabled = _is_ready(layer)  # type: ignore[union-attr]
+        for part in modules_of(model, ActivationQuantizer).values():
+            part.quantizing = part.ready
+        return model
+
+    def convert(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+        """Replace the prepared layers by quantized ones; the result computes the same integers as the simulation.
+
+        Layers that calibration never reached stay float, with a note. Raises ``RuntimeError`` if nothing was calibrated.
+        ``inplace``: change ``model`` itself (its root is still a new module if it is a single layer); if False it is not touched.
+        """
+        _prepared("convert", model)
+        parts = modules_of(model, ActivationQuantizer).values()
+        if parts and not any(part.ready for part in parts):
+            raise RuntimeError("convert: model must be calibrated first, call Quantizer.calibrate (or train it after prepare(qat=True))")
+        if not inplace:
+            model = copy.deepcopy(model)
+        layers = prepared_layers(model)
+        ready = {layer: config_of(layer) for layer in layers.values() if _is_ready(layer)}
+        made = {layer: config.convert(layer) for layer, config in ready.items() if not config.simulated}
+        # All new layers exist; nothing below can fail.
+        for layer, config in ready.items():
+            if config.simulated:
+                config.convert(layer)
+        for layer in layers.values():
+            if layer not in ready:
+                strip_layer(layer)
+                set_note(layer, "left as it is: calibration data never reached it")
+        for layer, new in made.items():
+            model = replace(model, layer, new)
+        return model
+
+    def freeze(self, model: nn.Module) -> nn.Module:
+        """Stop observing: static activation ranges stay as they are for the rest of the training (its last epochs, usually)."""
+        _prepared("freeze", model)
+        for part in modules_of(model, ActivationQuantizer).values():
+            part.observing = False
+        return model
+
+
+def quantize(
+    model: nn.Module,
+    config: Config,
+    *,
+    ignore: Ignore = (),
+    data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    algorithms: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
+    fold_bn: bool = True,
+    forward: Forward | None = None,
+    inplace: bool = False,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Quantize a trained model and return it; the given model is not touched unless ``inplace``.
+
+    - ``config``, ``ignore``, ``fold_bn``: see ``Quantizer``; ``example_inputs``, ``inplace``: see ``Quantizer.prepare``
+    - ``data``: calibration batches, needed by ``Int8Static`` and by algorithms that look at activations; see ``Quantizer.calibrate``
+    - ``algorithms``: names out of ``ALGORITHMS`` or ``(name, options)``, applied in the order in which they make sense: those that change
+      the float model first ("cross_layer_equalization", "smoothquant"), then those that choose the rounding ("adaround", "gptq", "hqq"),
+      then "bias_correction"
+
+    Raises ``ValueError`` if no layer can be quantized, if data is missing, empty or not finite. With ``inplace`` an error leaves the
+    model in float (BatchNorms may be folded already, which computes the same).
+
+    >>> model = pycompress.quantize(model, pycompress.Int8Dynamic())
+    >>> model = pycompress.quantize(model, pycompress.Int8Static(), data=loader, ignore=["head"])
+    """
+    where = "quantize"
+    check_model(where, model)
+    check_config(where, config)
+    steps = check_algorithms(where, algorithms)
+    needs_data = [step.name for step in steps if step.needs_data]
+    if data is None and (needs_data or _has_static(config)):
+        reason = f"algorithm {needs_data[0]!r}" if needs_data else "static activations"
+        raise ValueError(f"{where}: data must be calibration batches, as {reason} need them, got None")
+    if isinstance(data, Iterator) and needs_data:
+        data = list(data)  # passed over more than once
+    entries = check_ignore(where, model, ignore)
+    choose_layers(where, model, config, entries)
+    # Modules in ignore belong to the given model, not to the copy.
+    entries = [path for entry in entries for path in (all_names(model)[entry] if isinstance(entry, nn.Module) else [entry])]
+    if not inplace:
+        model = copy.deepcopy(model)
+    if fold_bn:
+        fold_batch_norm(model, ignore=entries, inplace=True)
+    context = {"example_inputs": example_inputs, "forward": forward, "progress": progress}
+    for step in steps:
+        if step.stage == "before":
+            step.run(model, data, ignore=entries, **context)
+    quantizer = Quantizer(config, ignore=entries, fold_bn=False)
+    model = quantizer.prepare(model, example_inputs, inplace=True)
+    try:
+        if data is not None:
+            quantizer.calibrate(model, data, forward=forward, progress=progress)
+        for step in steps:
+            if step.stage != "before":
+                step.run(model, data, **context)
+        return quantizer.convert(model, inplace=True)
+    except BaseException:
+        for layer in prepared_layers(model).values():
+            strip_layer(layer)
+        raise
+
+
+def check_config(where: str, config: Any) -> None:
+    if isinstance(config, Mapping):
+        if not config:
+            raise ValueError(f"{where}: config must name at least one layer, got an empty mapping")
+        for pattern, one in config.items():
+            if not isinstance(pattern, str) or not isinstance(one, QuantizationConfig):
+                raise TypeError(f"{where}: config must map names to configs such as Int8Dynamic(), got {pattern!r}: {one!r}")
+    elif not isinstance(config, QuantizationConfig):
+        hint = f", write {config.__name__}()" if isinstance(config, type) and issubclass(config, QuantizationConfig) else ""
+        raise TypeError(f"{where}: config must be a config such as Int8Dynamic(), got {config!r}{hint}")
+
+
+def _check_qat(where: str, qat: bool | Qat, config: Config) -> Qat | None:
+    if qat not in (False, True, "ste", "lsq"):
+        raise ValueError(f"{where}: qat must be True, False, 'ste' or 'lsq', got {qat!r}")
+    for one in config.values() if isinstance(config, Mapping) else [config]:
+        if qat and not one.trainable:
+            raise ValueError(f"{where}: qat must be False for {type(one).__name__}, which cannot be trained, got {qat!r}")
+    return "ste" if qat is True else qat or None
+
+
+def _has_static(config: Config) -> bool:
+    schemes = [one.activation_scheme() for one in (config.values() if isinstance(config, Mapping) else [config])]
+    return any(scheme is not None and not scheme.dynamic for scheme in schemes)
+
+
+def _prepared(where: str, model: nn.Module) -> dict[str, nn.Module]:
+    check_model(where, model)
+    layers = prepared_layers(model)
+    if not layers:
+        raise ValueError(f"{where}: model must be prepared, call Quantizer.prepare first")
+    return layers
+
+
+def _is_ready(layer: nn.Module) -> bool:
+    return not hasattr(layer, "input_quantizer") or layer.input_quantizer.ready  # type: ignore[union-attr, return-value]
+
+
+@contextmanager
+def _observing(model: nn.Module) -> Iterator[dict[str, ActivationQuantizer]]:
+    """Float model, fresh observers, no training; yields the static quantizers. An error puts ranges and switches back."""
+    parts: dict[str, ActivationQuantizer] = modules_of(model, ActivationQuantizer)
+    weights = [weight_quantizer(layer) for layer in prepared_layers(model).values()]
+    switches = [(part, part.observing, part.quantizing) for part in parts.values()]
+    enabled = [(weight, weight.enabled) for weight in weights if weight is not None]
+    static = {name: part for name, part in parts.items() if not part.scheme.dynamic}
+    kept = {part: copy.deepcopy(part.observer) for part in static.values()}
+    for part in parts.values():
+        part.observing, part.quantizing = True, False
+    for part in static.values():
+        part.observer.reset()
+        part.observer.to(part.scale.device)
+    for weight, _ in enabled:
+        weight.enabled = False
+    try:
+        with evaluating(model):
+            yield static
+    except BaseException:
+        for part, observer in kept.items():
+            part.observer = observer
+        for part, _, quantizing in switches:
+            part.quantizing = quantizing
+        for weight, on in enabled:
+            weight.enabled = on
+        raise
+    finally:
+        for part, observing, _ in switches:
+            part.observing = observing
