@@ -1,0 +1,30 @@
+"""Pruning: masks (unstructured, N:M) and physical removal of channels."""
+
+from __future__ import annotations
+
+from .batchnorm import recalibrate_batchnorm
+from .criteria import CRITERIA, Criterion, Evidence
+from .mask import Mask
+from .masking import LAYER_FACTORIES
+from .patterns import PATTERNS, nm_mask, unstructured_mask
+from .pruner import Pruner, PruningStep, prune
+from .schedules import SCHEDULES
+from .summary import LayerSparsity, PruningSummary
+
+__all__ = [
+    "CRITERIA",
+    "LAYER_FACTORIES",
+    "PATTERNS",
+    "SCHEDULES",
+    "Criterion",
+    "Evidence",
+    "LayerSparsity",
+    "Mask",
+    "Pruner",
+    "PruningStep",
+    "PruningSummary",
+    "nm_mask",
+    "prune",
+    "recalibrate_batchnorm",
+    "unstructured_mask",
+]

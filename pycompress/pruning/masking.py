@@ -1,0 +1,92 @@
+"""Pruning with masks: unstructured and N:M. The network keeps its shapes, weights become zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn.surgery import replace_all
+from .criteria import Criterion, EvidenceOf
+from .mask import Mask, add_mask, bake_mask, masks_of, weight_of
+from .patterns import Pattern
+from .ranking import lowest, lowest_across
+from .summary import LayerSparsity, PruningSummary
+
+LayerFactory = Callable[[nn.Module], "nn.Module | None"]
+
+LAYER_FACTORIES: dict[str, LayerFactory] = {}
+"""Pattern name -> makes the packed layer that runs a layer with such zeros, or returns None to leave it dense. One line adds one:
+``LAYER_FACTORIES["2:4"] = Sparse24Linear.from_float``."""
+
+
+class Masking:
+    """Masks of all layers and the budgets they have to meet.
+
+    ``ratios``: layer name -> share of its weights that is zero at the end (N:M patterns know their own). Budgets are met exactly:
+    per layer with ``scope="local"``, in total with ``"global"``. A weight that is zero stays zero.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], pattern: Pattern, ratios: Mapping[str, float], scope: str) -> None:
+        self.layers = dict(layers)
+        self.pattern = pattern
+        self.scope = scope
+        shapes = {name: weight_of(layer).shape for name, layer in self.layers.items()}
+        self.removable = {name: pattern.removable(shapes[name], ratios[name]) for name in self.layers}
+        self.removable_together = pattern.removable_together(list(shapes.values()), next(iter(ratios.values())))
+        self.masks: dict[str, Mask] = {}
+        self._types = {name: type(layer).__name__ for name, layer in self.layers.items()}  # before the masks rename them
+
+    def attach(self) -> None:
+        self.masks = {name: add_mask(layer) for name, layer in self.layers.items()}
+
+    def prune(self, criterion: Criterion, evidence_of: EvidenceOf, share: float) -> bool:
+        """Prune until ``share`` of the final number of zeros is reached. Returns False: no shape changes."""
+        names = list(self.layers)
+        kept = {name: self.masks[name].mask for name in names}
+        scores = {name: criterion.scores(evidence_of(name)) for name in names}
+        for name in names:
+            if not bool(torch.isfinite(scores[name]).all()):
+                raise RuntimeError(f"Pruner: the criterion must give finite scores, got NaN or infinite ones for layer {name!r}")
+        candidates = {name: self.pattern.candidates(scores[name], kept[name]) for name in names}
+        gone = {name: int((~kept[name]).sum()) for name in names}
+        if self.scope == "global":
+            count = max(0, round(share * self.removable_together) - sum(gone.values()))
+            picked = lowest_across([scores[name] for name in names], [candidates[name] for name in names], count)
+            chosen = dict(zip(names, picked, strict=True))
+        else:
+            counts = {name: max(0, round(share * self.removable[name]) - gone[name]) for name in names}
+            chosen = {name: lowest(scores[name], candidates[name], counts[name]) for name in names}
+        for name in names:
+            kept[name].logical_and_(~chosen[name])
+        return False
+
+    def summary(self) -> PruningSummary:
+        rows = []
+        for name, layer in self.layers.items():
+            shape = tuple(weight_of(layer).shape)
+            rows.append(LayerSparsity(name, self._types[name], shape, shape, int(self.masks[name].mask.sum())))
+        return PruningSummary(self.pattern.name, tuple(rows))
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """Write zeros into the weights and take the masks away; layers that a factory can pack are replaced."""
+        for name, layer in self.layers.items():
+            if self.masks[name] in masks_of(layer):
+                bake_mask(layer, self.masks[name])
+        factory = LAYER_FACTORIES.get(self.pattern.name)
+        if factory is None:
+            return model
+        ours = {id(layer) for layer in self.layers.values()}
+        return replace_all(model, lambda name, layer: factory(layer) if id(layer) in ours else None, self.pattern.types)
+
+    def undo(self) -> None:
+        """Take the masks away and leave the weights as they are without them."""
+        for name, layer in self.layers.items():
+            self.masks[name].mask.fill_(True)
+            bake_mask(layer, self.masks[name])
+
+    def plain_history(self) -> list[Any]:
+        """Nothing to replay: masks are buffers in the model's state_dict."""
+        return []
