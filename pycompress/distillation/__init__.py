@@ -1,8 +1,10 @@
 """Knowledge distillation: a small model learns what a large one, or several, or its peers know.
 
-``Distiller`` trains a student from frozen teachers with any sum of the losses in ``LOSSES``.
+``Distiller`` trains a student from frozen teachers with any sum of the losses in ``LOSSES``; ``MutualLearning`` trains peers,
+``born_again`` generations, and ``TeacherCache`` keeps a teacher's logits so that it runs once per sample.
 """
 
+from .born_again import born_again
 from .checkpoint import load_state, save_state
 from .distiller import Distiller
 from .history import EpochRecord, History
@@ -27,7 +29,9 @@ from .losses import (
     RKDLoss,
     SimilarityPreservingLoss,
 )
+from .mutual import MutualLearning
 from .teacher import Ensemble
+from .teacher_cache import TeacherCache
 
 __all__ = [
     "LOSSES",
@@ -46,6 +50,7 @@ __all__ = [
     "History",
     "JSDLoss",
     "KDLoss",
+    "MutualLearning",
     "PKTLoss",
     "PairLoss",
     "RKDLoss",
@@ -53,6 +58,8 @@ __all__ = [
     "ResponseLoss",
     "ReverseKLLoss",
     "SimilarityPreservingLoss",
+    "TeacherCache",
+    "born_again",
     "load_state",
     "save_state",
 ]
