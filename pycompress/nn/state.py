@@ -43,8 +43,8 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def own_slots(module: nn.Module) -> Iterator[Slot]:
-    """Parameters and persistent buffers of the module itself, not of its children.
+def own_slots(module: nn.Module, *, all_buffers: bool = False) -> Iterator[Slot]:
+    """Parameters and buffers of the module itself, not of its children; buffers outside the state_dict on request only.
 
     A parametrized tensor (mask, fake quantization, weight norm) appears under its plain name with its effective value.
     For a compressed layer these are the canonical tensors of its state_dict.
@@ -57,7 +57,7 @@ def own_slots(module: nn.Module) -> Iterator[Slot]:
         if parameter is not None:
             yield Slot(name, parameter, True, id(parameter))
     for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
+        if buffer is not None and (all_buffers or name not in module._non_persistent_buffers_set):
             yield Slot(name, buffer, False, id(buffer))
     for name, (tensor, is_parameter) in effective(module).items():
         yield Slot(name, tensor, is_parameter, (id(module), name))
