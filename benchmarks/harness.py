@@ -1,0 +1,275 @@
+"""Times rivals in interleaved rounds, each in a process of its own, and adds rows to ``benchmarks/results/<op>.csv``.
+
+A benchmark script gives a table of cases, a table of rivals and the float result they are compared with:
+
+    def main():
+        harness.run("int8_conv2d", cases=CASES, rivals=RIVALS, expected=expected, work=macs, baseline="torch fp32")
+
+- one rival per process, idle (blocked on a pipe) while another one runs, so that spinning workers rob nobody
+- rounds A B C A B C ...; a row holds the median of the per-round ratios to the baseline, and their quartiles
+- every rival's result is compared with the float result before it is timed
+- MAC/c uses the clock measured in that round's process by a chain of dependent additions, if a C compiler is at hand
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import ctypes
+import functools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+FIELDS = [
+    "case", "rival", "threads", "ms", "speedup", "speedup_q1", "speedup_q3", "error", "mac_per_cycle", "ghz", "cpu", "isa", "versions",
+    "commit", "date",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rival:
+    """``build(case)`` returns the function to time; what it returns is compared with ``expected(case)``."""
+
+    build: Callable[[dict[str, Any]], Callable[[], Any]]
+    env: Mapping[str, str] = field(default_factory=dict)
+    compare: bool = True
+    """False if the function's result is not the float output (an int8 chain, say)."""
+
+
+def run(
+    op: str,
+    *,
+    cases: Sequence[dict[str, Any]],
+    rivals: Mapping[str, Rival],
+    expected: Callable[[dict[str, Any]], Any],
+    work: Callable[[dict[str, Any]], float],
+    baseline: str,
+) -> None:
+    """Command line of a benchmark script. Each case has a unique ``"name"``; ``work`` counts its multiply-accumulates."""
+    parser = argparse.ArgumentParser(description=f"Benchmark of {op}")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.05, help="time per rival and round")
+    parser.add_argument("--rivals", default="", help="comma-separated parts of rival names; the baseline always runs")
+    parser.add_argument("--cases", default="", help="comma-separated parts of case names")
+    parser.add_argument("--write", action="store_true", help="add the rows to benchmarks/results")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        _serve(rivals[args.worker], cases, expected, args.threads)
+        return
+    wanted = {name for name in rivals if name == baseline or _matches(name, args.rivals)}
+    workers = {name: _Worker(name, rivals[name].env, args.threads) for name in rivals if name in wanted}
+    rows = []
+    try:
+        for index, case in enumerate(cases):
+            if _matches(case["name"], args.cases):
+                rows += _case(case, index, workers, baseline, work(case), args)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    if args.write:
+        _write(HERE / "results" / f"{op}.csv", rows)
+
+
+def _matches(name: str, parts: str) -> bool:
+    return not parts or any(part in name for part in parts.split(","))
+
+
+def _case(case, index, workers, baseline, macs, args) -> list[dict[str, Any]]:
+    print(f"\n{case['name']}  ({macs / 1e6:.0f} M MAC, {args.threads} thread{'s' if args.threads > 1 else ''})")
+    errors, live = {}, {}
+    for name, worker in workers.items():
+        answer = worker.ask({"case": index})
+        if "failed" in answer:
+            print(f"  {name:34s} not run: {answer['failed']}")
+        else:
+            errors[name], live[name] = answer["error"], worker
+    times: dict[str, list[float]] = {name: [] for name in live}
+    clocks = []
+    for _ in range(args.rounds):
+        for name, worker in live.items():
+            answer = worker.ask({"seconds": args.seconds})
+            times[name].append(answer["time"])
+            clocks.append(answer["ghz"])
+    clock = statistics.median(clocks) if all(clocks) else None
+    rows = []
+    for name, values in times.items():
+        ratios = [b / t for b, t in zip(times[baseline], values, strict=True)]
+        q1, middle, q3 = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        seconds = statistics.median(values)
+        rate = macs / seconds / clock / 1e9 if clock else None
+        rows.append(
+            {"case": case["name"], "rival": name, "threads": args.threads, "ms": f"{seconds * 1e3:.4g}", "speedup": f"{middle:.3f}",
+             "speedup_q1": f"{q1:.3f}", "speedup_q3": f"{q3:.3f}", "error": "" if errors[name] is None else f"{errors[name]:.5f}",
+             "mac_per_cycle": f"{rate:.1f}" if rate else "", "ghz": f"{clock:.2f}" if clock else "", **_machine()}
+        )  # fmt: skip
+        shown = "" if errors[name] is None else f"error {errors[name]:.4f}"
+        print(f"  {name:34s} {seconds * 1e3:9.3f} ms  {middle:6.2f}x [{q1:.2f} {q3:.2f}]  {rate or 0:6.1f} MAC/c  {shown}", flush=True)
+    return rows
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    import torch
+
+    from pycompress.ops import native
+
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+        cpu += next((" family " + line.split(":")[1].strip() for line in lines if line.startswith("cpu family")), "")
+        cpu += next((" model " + line.split(":")[1].strip() for line in lines if line.startswith("model\t")), "")
+    git = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    versions = f"torch {torch.__version__}"
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        versions += f", onnxruntime {onnxruntime.__version__}"
+    isas = native.module.isa_available() if native.module else ["none"]
+    return {"cpu": cpu, "isa": isas[-1], "versions": versions, "commit": git.stdout.strip(), "date": time.strftime("%Y-%m-%d")}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces rows of the same case, rival, threads and processor, keeps the others."""
+
+    def key(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in ("case", "rival", "threads", "cpu"))
+
+    new = {key(row) for row in rows}
+    old = []
+    if path.exists():
+        with path.open(newline="") as file:
+            old = [row for row in csv.DictReader(file) if key(row) not in new]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*old, *rows])
+    os.replace(temporary, path)
+    print(f"\n{len(rows)} rows in {path.relative_to(HERE.parent)}")
+
+
+class _Worker:
+    def __init__(self, rival: str, env: Mapping[str, str], threads: int) -> None:
+        command = [sys.executable, sys.argv[0], "--worker", rival, "--threads", str(threads)]
+        full = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **env}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=full)
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        return json.loads(answer) if answer else {"failed": f"the process ended ({self.process.poll()})"}
+
+    def close(self) -> None:
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def _serve(rival: Rival, cases, expected, threads: int) -> None:
+    """A worker: builds cases and times them on request. Replies on a private copy of stdout, because rivals print."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(threads)
+    call: Callable[[], Any] = lambda: None  # noqa: E731
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            if "case" in question:
+                case = cases[question["case"]]
+                call = rival.build(case)
+                with torch.no_grad():
+                    answer = {"error": relative_error(call(), expected(case)) if rival.compare else None}
+                    _time(call, 0.1)
+            else:
+                with torch.no_grad():
+                    answer = {"ghz": _ghz(), "time": _time(call, question["seconds"])}
+        except Exception as error:  # reported by the parent as "not run", with the reason
+            if os.environ.get("PYCOMPRESS_BENCH_TRACE"):
+                traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]}
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+def relative_error(result: Any, reference: Any) -> float:
+    """||result - reference|| / ||reference||, in float64."""
+    import torch
+
+    y, r = (torch.as_tensor(t).double() for t in (result, reference))
+    if y.shape != r.shape:
+        raise ValueError(f"result has shape {tuple(y.shape)}, the float result {tuple(r.shape)}")
+    return float((y - r).norm() / r.norm())
+
+
+def _time(call: Callable[[], Any], seconds: float) -> float:
+    """Median seconds per call; short calls are timed in batches of about 200 us."""
+    call()
+    start = time.perf_counter()
+    call()
+    batch = max(1, int(200e-6 / max(time.perf_counter() - start, 1e-9)))
+    samples, end = [], time.perf_counter() + seconds
+    while not samples or time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(batch):
+            call()
+        samples.append((time.perf_counter() - start) / batch)
+    return statistics.median(samples)
+
+
+_CHAIN = """#include <time.h>
+double ghz(void) {
+  struct timespec a, b;
+  unsigned long x = 0, n = 200000;
+  clock_gettime(CLOCK_MONOTONIC, &a);
+  for (unsigned long i = 0; i < n; ++i) { x += 1; __asm__ volatile("" : "+r"(x)); x += 1; __asm__ volatile("" : "+r"(x));
+    x += 1; __asm__ volatile("" : "+r"(x)); x += 1; __asm__ volatile("" : "+r"(x)); }
+  clock_gettime(CLOCK_MONOTONIC, &b);
+  return 4.0 * n / ((b.tv_sec - a.tv_sec) * 1e9 + (b.tv_nsec - a.tv_nsec));
+}"""
+
+
+@functools.cache
+def _chain() -> Callable[[], float] | None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform == "win32":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "chain.c"), Path(folder, "chain.so")
+        source.write_text(_CHAIN)
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True, stdout=subprocess.DEVNULL)
+        function = ctypes.CDLL(str(library)).ghz
+    function.restype = ctypes.c_double
+    return function
+
+
+def _ghz() -> float | None:
+    """The clock now: additions that depend on one another take one cycle each."""
+    chain = _chain()
+    return chain() if chain else None
