@@ -62,21 +62,42 @@ struct Shape {
   int64_t m, n, k;
 };
 
+// b that fits beside a few rows of a in L1 and L2: then the rows go outside and the output is written in order.
+constexpr int64_t kSmallWeightBytes = 64 * 1024;
+
 // Columns [j0, j1) (panel borders) of rows [m0, m1), whose operands are already in `rows`.
 void compute(const Kernel& kernel, const Shape& s, const Job& job, const void* packed, int64_t m0, int64_t m1, int64_t j0, int64_t j1,
              const char* rows, const float* scales, const int32_t* corrections) {
   alignas(64) int32_t acc[kMaxMr * kMaxNr];
   const int64_t kp = round_up(s.k, kernel.kr), stride = row_stride(kernel, s.k);
+  const int8_t* b = static_cast<const int8_t*>(packed);
+  const bool widen = kernel.widen_panel && m1 - m0 >= kWidenRows, small = kp * (j1 - j0) <= kSmallWeightBytes;
+  static thread_local Scratch scratch;
+  int16_t* wide = nullptr;
+  if (widen) {
+    wide = scratch.get<int16_t>(static_cast<size_t>(kp * (small ? round_up(j1 - j0, kernel.nr) : kernel.nr)));
+    if (small) kernel.widen_panel(b + j0 * kp, kp * round_up(j1 - j0, kernel.nv), wide);
+  }
+  const auto tile = [&](int64_t m, int64_t j, const int16_t* wide_panel) {
+    const int count = static_cast<int>(std::min<int64_t>(kernel.mr, m1 - m)),
+              used = static_cast<int>(std::min<int64_t>(kernel.nr, s.n - j));
+    const int cols = static_cast<int>(panel_columns(kernel, s.n, j));
+    const void* a[kMaxMr];
+    for (int r = 0; r < count; ++r) a[r] = rows + (m - m0 + r) * stride;
+    if (wide_panel)
+      kernel.tile_wide(a, count, 1, kp, wide_panel, cols, acc);
+    else
+      kernel.tile(a, count, 1, kp, b + j * kp, cols, acc);
+    job.store(m, j, count, used, acc, scales + (m - m0), corrections + (m - m0));
+  };
+  if (small) {
+    for (int64_t m = m0; m < m1; m += kernel.mr)
+      for (int64_t j = j0; j < j1; j += kernel.nr) tile(m, j, wide ? wide + (j - j0) * kp : nullptr);
+    return;
+  }
   for (int64_t j = j0; j < j1; j += kernel.nr) {
-    const int8_t* b = static_cast<const int8_t*>(packed) + j * kp;
-    const int cols = static_cast<int>(panel_columns(kernel, s.n, j)), used = static_cast<int>(std::min<int64_t>(kernel.nr, s.n - j));
-    for (int64_t m = m0; m < m1; m += kernel.mr) {
-      const int count = static_cast<int>(std::min<int64_t>(kernel.mr, m1 - m));
-      const void* a[kMaxMr];
-      for (int r = 0; r < count; ++r) a[r] = rows + (m - m0 + r) * stride;
-      kernel.tile(a, count, 1, kp, b, cols, acc);
-      job.store(m, j, count, used, acc, scales + (m - m0), corrections + (m - m0));
-    }
+    if (wide) kernel.widen_panel(b + j * kp, kp * panel_columns(kernel, s.n, j), wide);
+    for (int64_t m = m0; m < m1; m += kernel.mr) tile(m, j, wide);
   }
 }
 

@@ -55,7 +55,15 @@ struct Kernel {
 
   void (*store_f32)(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo);
   void (*narrow)(const float* src, int64_t n, DType dtype, void* dst);  // float to bf16/f16
+
+  // For kernels whose arithmetic needs wider weights than memory holds: a panel is widened once into scratch and then
+  // serves all rows of a block. null where the tile takes the packed panel as it is.
+  void (*widen_panel)(const int8_t* b, int64_t count, void* wide);
+  void (*tile_wide)(const void* const* a, int rows, int segments, int64_t depth, const void* wide, int cols, int32_t* acc);
 };
+
+// From this many rows on, widening a panel costs less than widening in every tile.
+inline constexpr int64_t kWidenRows = 24;
 
 const KernelList<Kernel>& kernels();
 

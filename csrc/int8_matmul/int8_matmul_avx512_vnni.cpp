@@ -4,6 +4,7 @@
 #if PC_X86
 #include <immintrin.h>
 
+#include "core/activation_simd.h"
 #include "core/float_rows.h"
 #include "int8_matmul/int8_matmul.h"
 
@@ -37,9 +38,15 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero
   const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(static_cast<float>(quant_min - zero_point)),
                hi = _mm512_set1_ps(static_cast<float>(127 - zero_point));
   const __m512i offset = _mm512_set1_epi32(128 + zero_point);
-  for (int64_t i = 0; i < kp; i += 16) {
-    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + i), inv);
     const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);  // NaN ends as lo
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(d + i), _mm512_cvtepi32_epi8(q));
+  }
+  for (; i < kp; i += 16) {
+    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
+    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);
     _mm_mask_storeu_epi8(d + i, first(kp - i), _mm512_cvtepi32_epi8(q));
   }
 }
@@ -110,23 +117,39 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
   }
 }
 
-void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+template <Activation kActivation>
+PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
   for (int c = 0; c < cols; c += 16) {
     const __mmask16 m = first(cols - c);
     const __m512 sb = _mm512_maskz_loadu_ps(m, e.col_scale + c);
     const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + c) : _mm512_setzero_ps();
     const __m512i sums = _mm512_maskz_loadu_epi32(m, e.column_sum + c);
+    __m512i extra = _mm512_setzero_si512();
     for (int r = 0; r < rows; ++r) {
-      const __m512i extra = _mm512_mullo_epi32(sums, _mm512_set1_epi32(e.row_correction[r]));
+      // Neighbouring rows nearly always share their zero point, and vpmulld is slow.
+      if (r == 0 || e.row_correction[r] != e.row_correction[r - 1])
+        extra = _mm512_mullo_epi32(sums, _mm512_set1_epi32(e.row_correction[r]));
       const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(acc + r * kNr + c), extra);
-      __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(e.row_scale[r]), sb), bias);
-      if (e.activation == Activation::relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // keeps NaN
-      _mm512_mask_storeu_ps(out + r * ldo + c, m, y);
+      const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(e.row_scale[r]), sb), bias);
+      if (m == 0xffff)
+        _mm512_storeu_ps(out + r * ldo + c, activate_avx512(y, kActivation));
+      else
+        _mm512_mask_storeu_ps(out + r * ldo + c, m, activate_avx512(y, kActivation));
     }
   }
-  if (e.activation > Activation::relu)
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < cols; ++c) out[r * ldo + c] = activate(out[r * ldo + c], e.activation);
+}
+
+void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+  switch (e.activation) {
+    case Activation::none:
+      return store_rows<Activation::none>(acc, rows, cols, e, out, ldo);
+    case Activation::relu:
+      return store_rows<Activation::relu>(acc, rows, cols, e, out, ldo);
+    case Activation::gelu:
+      return store_rows<Activation::gelu>(acc, rows, cols, e, out, ldo);
+    case Activation::silu:
+      return store_rows<Activation::silu>(acc, rows, cols, e, out, ldo);
+  }
 }
 
 void widen(const void* src, DType dtype, int64_t n, float* dst) {
@@ -144,8 +167,8 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx512Vnni;
-const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,      kNr,   16,   kKr,       1,
-                            amax,          quantize_row,     load_row, widen, tile, store_f32, narrow_row};
+const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,   kNr,  16,        kKr,        1,       amax,
+                            quantize_row,  load_row,         widen, tile, store_f32, narrow_row, nullptr, nullptr};
 
 }  // namespace pycompress::int8_matmul
 #endif

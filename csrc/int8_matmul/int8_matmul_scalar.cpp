@@ -63,6 +63,7 @@ void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float*
 }  // namespace
 
 extern const Kernel kScalar;
-const Kernel kScalar = {"scalar", Isa::scalar, kMr, kNr, 1, kKr, 2, amax, quantize_row, load_row, widen_row, tile, store_f32, narrow_row};
+const Kernel kScalar = {"scalar",     Isa::scalar, kMr,       kNr,  1,         kKr,        2,       amax,
+                        quantize_row, load_row,    widen_row, tile, store_f32, narrow_row, nullptr, nullptr};
 
 }  // namespace pycompress::int8_matmul
