@@ -52,11 +52,11 @@ class ChannelRemoval:
             fixed = group.fixed or (f"{shared!r} shares its parameters with another layer" if shared is not None else None)
             if fixed is not None:
                 self.fixed.update(dict.fromkeys(group.outputs(), fixed))
-            elif ratio > 0 and not set(group.outputs()) & set(protected):
+            elif ratio is not None and not set(group.outputs()) & set(protected):
                 self.ratios[group.root], self.initial[group.root] = ratio, group.channels
         groups = self._groups(graph)
         if not groups:
-            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in self.fixed.items()) or "all are ignored"
+            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in self.fixed.items()) or "all are ignored or have no ratio"
             raise ValueError(f"Pruner: the model must have a layer whose channels can be removed, got none ({reasons})")
         modules = dict(model.named_modules())
         touched = {member.name for group in groups for member in group.members}
@@ -225,9 +225,9 @@ def _best(sets: Tensor, roots: list[int]) -> int:
     return int(positions[sets[positions].argmax()])
 
 
-def _group_ratio(group: Group, ratios: Mapping[str, float]) -> float:
-    """The ratio its layers ask for; they share channels, so they have to agree."""
+def _group_ratio(group: Group, ratios: Mapping[str, float]) -> float | None:
+    """The ratio its layers ask for, None if none does; they share channels, so they have to agree."""
     asked = {name: ratios[name] for name in group.outputs() if name in ratios}
     if len(set(asked.values())) > 1:
         raise ValueError(f"Pruner: ratio must be the same for layers that share channels, got {asked}")
-    return next(iter(asked.values()), 0.0)
+    return next(iter(asked.values()), None)

@@ -43,6 +43,8 @@ def resolve_ratios(where: str, ratio: Any, pattern: Pattern | None, scope: str, 
         return dict.fromkeys(layers, check_ratio(where, ratio))
     if scope == "global":
         raise ValueError(f"{where}: ratio must be one number with scope='global', got a dict")
+    if not ratio:
+        raise ValueError(f"{where}: ratio must name at least one layer, got an empty dict")
     for key, value in ratio.items():
         check_ratio(where, value)
         if not isinstance(key, str):
