@@ -93,9 +93,9 @@ class ChannelRemoval:
 
     def replay(self, history: Sequence[Any]) -> None:
         """Make the removals of an interrupted run again, on a model of the original structure."""
-        events = [cuts_of(plain) for plain in history]
-        twin = deepcopy(self.model)
         try:
+            events = [cuts_of(plain) for plain in history]
+            twin = deepcopy(self.model)
             for cuts in events:
                 check_cuts(twin, cuts, self.example_inputs)
                 apply_cuts(twin, cuts)

@@ -256,6 +256,11 @@ class Pruner:
             saved = state["config"].get(key)
             if saved != value:
                 raise ValueError(f"Pruner.load_state_dict: {key} must be as in the saved pruner, {saved!r}, got {value!r}")
+        unknown = {name for table in state["statistics"].values() for name in table} - set(self._statistics.layers)
+        if unknown:
+            raise ValueError(
+                f"Pruner.load_state_dict: state must fit the model, got statistics of {min(unknown)!r}, which is not pruned here"
+            )
         if isinstance(self._engine, ChannelRemoval):
             if self._engine.history:
                 raise RuntimeError("Pruner.load_state_dict: a pruner that has not removed channels yet is needed")
