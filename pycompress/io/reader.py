@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], skeleton: nn.Module | None = None, *, dev
         raise TypeError(f"load: skeleton must be a torch.nn.Module or None, got {type(skeleton).__name__}")
     device = torch.device(device)
     skeleton = getattr(skeleton, "_orig_mod", skeleton)
-    with _named_errors(path), _opened(path) as (manifest, file):
+    with torch.device("cpu"), _named_errors(path), _opened(path) as (manifest, file):
         if skeleton is None and manifest.modules[""].config is None:
             raise CheckpointError(
                 f"holds tensors and structure but no code, so load needs skeleton: an instance of {manifest.architecture} as it was "
@@ -48,8 +48,7 @@ def load(path: str | os.PathLike[str], skeleton: nn.Module | None = None, *, dev
             )
         model = rebuild(nn.Identity() if skeleton is None else copy.deepcopy(skeleton), manifest)
         _check_tensors(model, manifest)
-        model = _fill(model, manifest, file)
-    return model.eval().to(device)
+        return _fill(model, manifest, file).eval().to(device)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +144,25 @@ def _plain(name: str, tensor: Tensor) -> tuple[Stored, Tensor]:
 def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     """Dimensions from the outermost in memory, for a permuted dense tensor such as a channels_last weight.
 
-    The layout is kept because kernels add in an order that depends on it: another one could change the last bits.
+    The layout is kept because kernels choose their order of summation by it: another one could change the last bits.
+    Even the stride of a dimension of size 1 counts, by which torch tells channels_last in a depthwise weight.
     """
-    if tensor.is_contiguous():
-        return None
-    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], dim))
-    return tuple(order) if tensor.permute(order).is_contiguous() else None
+    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], -tensor.shape[dim], dim))
+    for least in (1, 2):  # all dimensions if that can be had, otherwise those longer than 1
+        for candidate in (None, tuple(order)):
+            strides = zip(restored_strides(tensor.shape, candidate), tensor.stride(), tensor.shape, strict=True)
+            if all(restored == stride for restored, stride, size in strides if size >= least):
+                return candidate
+    return None  # a slice or an expanded tensor is stored packed
+
+
+def restored_strides(shape: Sequence[int], order: Sequence[int] | None) -> tuple[int, ...]:
+    """Strides of a dense tensor whose dimensions lie in memory in that order, None for the usual one."""
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order if order is not None else range(len(shape))):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
 
 
 def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
