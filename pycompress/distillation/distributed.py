@@ -16,6 +16,18 @@ def is_synchronised(models: Sequence[nn.Module]) -> bool:
     return any(isinstance(model, nn.parallel.DistributedDataParallel) for model in models)
 
 
+def check_not_sharded(models: Sequence[nn.Module]) -> None:
+    """Raise ``ValueError`` for students sharded by FSDP: their validation and checkpoints would need collectives of their own."""
+    for model in models:
+        sharded = [type(module).__name__ for module in model.modules() if type(module).__name__ == "FullyShardedDataParallel"]
+        sharded += [type(parameter).__name__ for parameter in model.parameters() if type(parameter.data).__name__ == "DTensor"]
+        if sharded:
+            raise ValueError(
+                f"fit: students must be whole models or wrapped in DistributedDataParallel, got sharded ones ({sharded[0]}); "
+                "use distiller.loss(batch) in a loop of your own"
+            )
+
+
 def rank(synchronised: bool) -> int:
     return dist.get_rank() if synchronised else 0
 

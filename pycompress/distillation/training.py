@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .arguments import OptimizerLike, SchedulerLike, check_adapters, check_arguments, make_optimizer, make_scheduler
 from .batch import Batch, device_of, split_batch, to_device
 from .checkpoint import load_state
+from .distributed import check_not_sharded
 from .history import EpochRecord, History
 from .losses.base import DistillationLoss
 from .metrics import Metric, MetricFunction, Prediction
@@ -120,6 +121,7 @@ class Trainable(ABC):
         check_arguments(train_loader, val_loader, epochs, seed, max_grad_norm, checkpoint, resume, scheduler_interval, metric, metric_mode)
         saved = load_state(checkpoint) if checkpoint is not None and resume and Path(checkpoint).exists() else None
         students = list(self.students().values())
+        check_not_sharded(students)
         place = torch.device(device) if device is not None else device_of(students[0])
         with ExitStack() as stack:
             stack.enter_context(isolated_rng(place))

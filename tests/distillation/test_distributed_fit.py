@@ -77,3 +77,22 @@ def test_two_processes_equal_one(tmp_path):
         for mine, theirs in zip(history.to_dict()["epochs"], result["history"]["epochs"], strict=True):
             assert theirs["metric"] == pytest.approx(mine["metric"])
             assert theirs["train_loss"] == pytest.approx(mine["train_loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32", reason="needs gloo")
+def test_sharded_students_are_refused():
+    dtensor = pytest.importorskip("torch.distributed.tensor")
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from pycompress.distillation import Distiller
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        student = nn.Linear(4, 3)
+        mesh = init_device_mesh("cpu", (1,))
+        student.weight = nn.Parameter(dtensor.distribute_tensor(student.weight.detach(), mesh, [dtensor.Shard(0)]))
+        with pytest.raises(ValueError, match=r"fit: students must be whole models or wrapped in DistributedDataParallel, got sharded ones"):
+            Distiller(student, nn.Linear(4, 3)).fit([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))], 1)
+    finally:
+        dist.destroy_process_group()
