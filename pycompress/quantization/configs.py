@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..nn.base import set_note
 from ..nn.int8_conv2d import Int8Conv2d, explicit_padding
 from ..nn.int8_linear import Int8Linear
 from ..nn.int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
+from ..nn.parametrized import remove_parametrizations
 from ..ops import native
 from ..ops.int8_linear import check_activation_quantization
 from .codebook import CODEBOOKS, CodebookQuantize
@@ -146,7 +146,7 @@ class _Simulated(QuantizationConfig):
         for part in layer.parametrizations.weight:  # type: ignore[union-attr]
             if isinstance(part, WeightQuantizer):
                 part.enabled = True
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        remove_parametrizations(layer, "weight")
         set_note(layer, f"simulated in float, not smaller or faster: {self.describe()}")
         return layer
 
@@ -257,5 +257,5 @@ def static_qparams(quantizer: ActivationQuantizer) -> dict[str, Any]:
     """``x_scale`` and ``x_zero_point`` arguments of the int8 layers; none for a dynamic scheme."""
     if quantizer.scheme.dynamic:
         return {}
-    scale, zero_point = quantizer.qparams(Tensor())
+    scale, zero_point = (tensor.detach() for tensor in quantizer.qparams(Tensor()))
     return {"x_scale": float(scale), "x_zero_point": None if quantizer.scheme.symmetric else int(zero_point)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops.affine import SMALLEST_AMAX, quantize_affine, symmetric_scale
+from .observers import range_to_qparams
 from .scheme import Scheme, from_rows, to_rows
 from .ste import fake_quantize_lsq, fake_quantize_ste
 
@@ -53,8 +54,11 @@ class FakeQuantize(WeightQuantizer):
 
     def observe(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that the scheme's observer chooses for this weight, (rows,) each."""
-        observer = self.scheme.make_observer(axis=0)
-        observer.observe_unchecked(self.rows(weight))
+        rows, scheme = self.rows(weight.detach()).float(), self.scheme
+        if scheme.observer == "minmax":  # every training step comes by here
+            return range_to_qparams(*torch.aminmax(rows, dim=1), scheme.quant_min, scheme.quant_max, scheme.symmetric)
+        observer = scheme.make_observer(axis=0)
+        observer.observe_unchecked(rows)
         return observer.calculate_qparams()
 
     def fix(self, scale: Tensor, zero_point: Tensor | None = None) -> None:

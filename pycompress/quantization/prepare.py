@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..nn.parametrized import remove_parametrizations
 from .configs import QuantizationConfig
 from .fake_quantize import ActivationQuantizer, FakeQuantize, WeightQuantizer, quantize_input, weight_quantizer
 
@@ -67,7 +68,7 @@ def strip_layer(layer: nn.Module) -> None:
     if len(chain) > 1:
         del chain[next(i for i, part in enumerate(chain) if isinstance(part, WeightQuantizer))]
     else:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        remove_parametrizations(layer, "weight", leave_parametrized=False)
     if hasattr(layer, "input_quantizer"):
         del layer.input_quantizer
         for key, hook in list(layer._forward_pre_hooks.items()):

@@ -259,7 +259,6 @@ def _observing(model: nn.Module) -> Iterator[dict[str, ActivationQuantizer]]:
         part.observing, part.quantizing = True, False
     for part in static.values():
         part.observer.reset()
-        part.observer.to(part.scale.device)
     for weight, _ in enabled:
         weight.enabled = False
     try:

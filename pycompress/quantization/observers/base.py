@@ -63,8 +63,16 @@ class Observer(nn.Module):
         """Forget all data."""
         rows = 1 if self.axis is None else 0
         # +inf/-inf mean "nothing seen"; with an axis the number of rows is known at the first batch.
-        self.register_buffer("low", torch.full((rows,), float("inf")))
-        self.register_buffer("high", torch.full((rows,), float("-inf")))
+        self.store("low", torch.full((rows,), float("inf")))
+        self.store("high", torch.full((rows,), float("-inf")))
+
+    def store(self, name: str, value: Tensor) -> None:
+        """Set a buffer in place where its shape allows: DistributedDataParallel synchronizes the tensors it saw at the start."""
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.shape == value.shape:
+            buffer.copy_(value)
+        else:
+            self.register_buffer(name, value if buffer is None else value.to(buffer.device))
 
     def has_data(self) -> bool:
         return bool(self.low.numel()) and bool((self.low <= self.high).all())

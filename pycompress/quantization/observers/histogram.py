@@ -25,33 +25,36 @@ class HistogramObserver(Observer):
 
     def reset(self) -> None:
         super().reset()
-        self.register_buffer("limit", torch.zeros_like(self.low))
-        self.register_buffer("counts", torch.zeros(self.low.numel(), self.bins, dtype=torch.float64))
+        self.store("limit", torch.zeros_like(self.low))
+        self.store("counts", torch.zeros(self.low.numel(), self.bins, dtype=torch.float64))
 
     def update(self, rows: Tensor) -> None:
         low, high = torch.aminmax(rows, dim=1)
         if self.low.numel() == 0:
-            self.low, self.high, self.limit = low, high, torch.zeros_like(low)
-            self.counts = torch.zeros(rows.shape[0], self.bins, dtype=torch.float64, device=rows.device)
+            self.store("low", low)
+            self.store("high", high)
+            self.store("limit", torch.zeros_like(low))
+            self.store("counts", torch.zeros(rows.shape[0], self.bins, dtype=torch.float64, device=rows.device))
         else:
-            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            self.store("low", torch.minimum(self.low, low))
+            self.store("high", torch.maximum(self.high, high))
         self._grow(torch.maximum(-low, high))
         width = (2 * self.limit / self.bins)[:, None]
         # Rows that were zero so far have no width yet; their zeros belong to the first bin at or above 0.
         index = torch.where(width > 0, rows / width, torch.zeros_like(rows)).floor() + self.bins // 2
         index = index.clamp_(0, self.bins - 1).long()
         ones = torch.ones_like(rows, dtype=torch.float64)
-        self.counts = self.counts.scatter_add(1, index, ones)
+        self.counts.scatter_add_(1, index, ones)
 
     def _grow(self, amax: Tensor) -> None:
         fresh = (self.limit == 0) & (amax >= SMALLEST_AMAX)
-        self.limit = torch.where(fresh, amax, self.limit)
+        self.store("limit", torch.where(fresh, amax, self.limit))
         quarter = self.bins // 4
         while bool((small := (amax > self.limit) & (self.limit > 0)).any()):
             merged = torch.zeros_like(self.counts)
             merged[:, quarter : 3 * quarter] = self.counts.view(-1, self.bins // 2, 2).sum(dim=2)
-            self.counts = torch.where(small[:, None], merged, self.counts)
-            self.limit = torch.where(small, self.limit * 2, self.limit)
+            self.store("counts", torch.where(small[:, None], merged, self.counts))
+            self.store("limit", torch.where(small, self.limit * 2, self.limit))
 
     def edges(self) -> Tensor:
         """Lower edges of the bins and the last upper edge, (channels, bins + 1), float64."""

@@ -15,6 +15,8 @@ class MinMaxObserver(Observer):
     def update(self, rows: Tensor) -> None:
         low, high = torch.aminmax(rows, dim=1)
         if self.low.numel() == 0:
-            self.low, self.high = low, high
+            self.store("low", low)
+            self.store("high", high)
         else:
-            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            self.store("low", torch.minimum(self.low, low))
+            self.store("high", torch.maximum(self.high, high))

@@ -25,9 +25,10 @@ class MovingAverageObserver(Observer):
     def update(self, rows: Tensor) -> None:
         low, high = torch.aminmax(rows, dim=1)
         if self.low.numel() == 0:
-            self.low, self.high = low, high
+            self.store("low", low)
+            self.store("high", high)
         else:
             # torch.where instead of an if: no wait for the device inside a training step.
             first = self.low > self.high
-            self.low = torch.where(first, low, torch.lerp(self.low, low, self.momentum))
-            self.high = torch.where(first, high, torch.lerp(self.high, high, self.momentum))
+            self.store("low", torch.where(first, low, torch.lerp(self.low, low, self.momentum)))
+            self.store("high", torch.where(first, high, torch.lerp(self.high, high, self.momentum)))
