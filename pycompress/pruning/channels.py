@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..nn.base import set_note
 from .checks import tied
 from .criteria import SCORABLE, Criterion, EvidenceOf
-from .graph import ChannelGraph, Cuts, Group, apply_cuts, check_cuts, cuts_of, merge_cuts, part_named, plain_cuts
+from .graph import ChannelGraph, Cuts, Group, apply_cuts, cuts_of, merge_cuts, part_named, plain_cuts
 from .mask import weight_of
 from .ranking import lowest
+from .rehearsal import rehearse
 from .summary import LayerSparsity, PruningSummary
 
 
@@ -97,7 +98,7 @@ class ChannelRemoval:
             events = [cuts_of(plain) for plain in history]
             twin = deepcopy(self.model)
             for cuts in events:
-                check_cuts(twin, cuts, self.example_inputs)
+                rehearse(twin, cuts, self.example_inputs)
                 apply_cuts(twin, cuts)
         except Exception as error:
             raise ValueError(f"Pruner.load_state_dict: state must fit the model, got {type(error).__name__}: {error}") from error
@@ -194,7 +195,7 @@ class ChannelRemoval:
         if not cuts:
             return cuts
         try:
-            check_cuts(self.model, cuts, self.example_inputs)
+            rehearse(self.model, cuts, self.example_inputs)
         except Exception as error:
             culprits = [group.root for group, indices in channels.items() if indices and not self._can_lose(graph, group, indices)]
             blame = ", ".join(map(repr, culprits))
@@ -204,7 +205,7 @@ class ChannelRemoval:
 
     def _can_lose(self, graph: ChannelGraph, group: Group, indices: list[int]) -> bool:
         try:
-            check_cuts(self.model, graph.cut(group, indices), self.example_inputs)
+            rehearse(self.model, graph.cut(group, indices), self.example_inputs)
         except Exception:  # whatever the model raises: the question is only whether it does
             return False
         return True

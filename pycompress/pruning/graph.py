@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..analysis.inputs import split_inputs
-from .inputs import modes_kept, tensors_in
+from .inputs import tensors_in
 
 Cuts = dict[tuple[str, str], tuple[int, list[int]]]
 """(module or parameter name, ``"out"`` or ``"in"``) -> (dimension, for parameters and LayerNorm; indices to remove)."""
@@ -43,7 +43,7 @@ class Group:
     channels: int
     members: tuple[Member, ...]
     unit: int
-    """Channels leave in sets of this many, evenly spaced, so that grouped layers keep groups of equal size."""
+    """Channels leave in sets of this many, evenly spaced: grouped layers keep groups of equal size, halves (``chunk``) still match."""
     fixed: str | None
     """Why these channels have to stay, or None."""
 
@@ -117,7 +117,26 @@ class ChannelGraph:
                 fixed = fixed or f"{name!r} is a grouped transposed convolution"
             if isinstance(module, nn.MultiheadAttention):
                 fixed = fixed or f"the heads of {name!r} need them"
+        unit = math.lcm(unit, len(self._leaving(root, [0])))
+        if fixed is None and not self._in_even_sets(root, channels, unit):
+            fixed = "a slice, chunk or reshape ties them to each other in a way that cannot be followed"
         return Group(root, channels, tuple(members), unit, fixed)
+
+    def _leaving(self, root: str, channels: Iterable[int]) -> set[int]:
+        """Channels of the root that go with ``channels``: more of them where the network splits a layer's output, as in ``chunk``."""
+        found = self._graph.get_pruning_group(self._roots[root], self._handlers[root], list(channels))
+        return {i for item in found for i in item.idxs if item.dep.target.module is self._roots[root] and self._side(item.dep) == "out"}
+
+    def _in_even_sets(self, root: str, channels: int, unit: int) -> bool:
+        """Whether channels p, p + size, p + 2 size, ... leave together and with no others, for all p < size = channels / unit."""
+        if channels % unit:
+            return False
+        size = channels // unit
+        for positions in (range(0, size, 2), range((size + 1) // 2)):  # neighbours, and far apart
+            wanted = {position + k * size for position in positions for k in range(unit)}
+            if self._leaving(root, wanted) != wanted:
+                return False
+        return True
 
     def _side(self, dependency: Any) -> str:
         return "out" if self._graph.is_out_channel_pruning_fn(dependency.handler) else "in"
@@ -167,19 +186,6 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
             setattr(model.get_submodule(owner), last, result)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wants_gradient[name])
-
-
-def check_cuts(model: nn.Module, cuts: Cuts, example_inputs: Any) -> None:
-    """Cut a copy and run it. Raises what the copy raises, or ``RuntimeError`` if an output changes its shape."""
-    args, kwargs = split_inputs("Pruner", example_inputs)
-    twin = deepcopy(model)
-    with torch.no_grad(), modes_kept(model):
-        model.eval()
-        before = [tuple(tensor.shape) for tensor in tensors_in(model(*args, **kwargs))]
-        apply_cuts(twin, cuts)
-        after = [tuple(tensor.shape) for tensor in tensors_in(twin.eval()(*args, **kwargs))]
-    if before != after:
-        raise RuntimeError(f"output shapes change from {before} to {after}")
 
 
 def plain_cuts(cuts: Cuts) -> list[list[Any]]:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from support.prunable import IMAGE, Attention, Concat, Decoder, Grouped, Mobile, Residual, TwoOutputs, mlp, train_statistics
+from support.prunable import IMAGE, Attention, Concat, Decoder, Gated, Grouped, Mobile, Residual, TwoOutputs, mlp, train_statistics
 from torch import nn
 
 from pycompress.nn.base import get_note
@@ -13,7 +13,7 @@ from pycompress.pruning import CRITERIA, Pruner, prune
 from pycompress.pruning.graph import ChannelGraph, apply_cuts
 
 X = torch.randn(IMAGE)
-MODELS = [Residual, Concat, Mobile, Grouped, Decoder, TwoOutputs]
+MODELS = [Residual, Concat, Mobile, Grouped, Gated, Decoder, TwoOutputs]
 
 
 def outputs(model, x=X):
@@ -83,7 +83,7 @@ def test_all_groups_together(make):
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if not CRITERIA[name].needs])
 def test_shapes_stay_and_gradients_flow(make, scope, criterion):
     model = make()
-    if criterion == "bn_scale" and make in (Grouped, Decoder, TwoOutputs):
+    if criterion == "bn_scale" and make in (Grouped, Gated, Decoder, TwoOutputs):
         with pytest.raises(ValueError, match="criterion BatchNormScale cannot score the channels of"):
             prune(model, X, pattern="channel", ratio=0.5, scope=scope, criterion=criterion)
         return
@@ -189,6 +189,44 @@ def test_groups_of_equal_size():
 def test_depthwise_follows():
     model = prune(Mobile(), X, pattern="channel", ratio=0.5)
     assert model.depthwise.groups == model.depthwise.in_channels == model.expand.out_channels == model.excite.out_channels == 8
+
+
+def test_halves_that_belong_together_leave_together():
+    model = prune(Gated(), X, pattern="channel", ratio=0.5)
+    assert (model.both.out_channels, model.mix.in_channels) == (10, 5)
+
+
+class Shuffled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        batch, channels, *rest = x.shape
+        x = x.view(batch, 2, channels // 2, *rest).transpose(1, 2).reshape(batch, channels, *rest)
+        return self.head(self.b(x).mean((2, 3)))
+
+
+def test_shuffled_channels_are_noticed_though_all_shapes_fit():
+    model = Shuffled()
+    with pytest.raises(RuntimeError, match=r"layer 'b' reads other channels .*; the channels of 'a' have to stay: put them in ignore"):
+        Pruner(model, X, pattern="channel", ratio=0.5)
+    assert prune(model, X, pattern="channel", ratio=0.5, ignore=["a"]).b.out_channels == 4
+
+
+def test_a_reshape_that_mixes_channels_with_positions_is_noticed():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
+    with pytest.raises(RuntimeError, match="the channels of '0' have to stay"):
+        Pruner(model, X, pattern="channel", ratio=0.5)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardtanh(), nn.Sigmoid(), nn.Softmax(-1), nn.Identity()])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.Identity()])
+def test_normalisation_over_channels_and_dead_units_are_no_reason_to_refuse(norm, activation):
+    model = nn.Sequential(nn.Linear(4, 16), copy.deepcopy(norm), activation, nn.Linear(16, 2))
+    model[0].bias.data[:6] = -50
+    assert prune(model, torch.randn(2, 4), pattern="channel", ratio=0.5)[0].out_features == 8
 
 
 class Norms(nn.Module):

@@ -82,6 +82,20 @@ class Grouped(nn.Module):
         return self.head(self.last(self.grouped(self.first(x).relu()).relu()).relu().mean((2, 3)))
 
 
+class Gated(nn.Module):
+    """A gated unit: both halves of a convolution's output belong together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(3, 20, 3, padding=1)
+        self.mix = nn.Conv2d(10, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.both(x).chunk(2, 1)
+        return self.head(self.mix(value * gate.sigmoid()).relu().mean((2, 3)))
+
+
 class Decoder(nn.Module):
     """Transposed convolution and a skip connection; the output is an image."""
 
