@@ -62,7 +62,8 @@ def _named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"load: {os.fspath(path)}: {error}") from error.__cause__
+        # Names and values in the message come from the file and may have any length.
+        raise CheckpointError(f"load: {os.fspath(path)}: {str(error)[:500]}") from error.__cause__
 
 
 @contextmanager
@@ -175,7 +176,7 @@ def _filled_layer(path: str, entry: Entry, values: dict[str, Tensor]) -> Compres
     try:
         layer.load_state_dict(values, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"module {path!r} does not take its tensors ({error})") from error
+        raise CheckpointError(f"module {path!r} does not take its tensors ({error})".replace("\n", " ")) from error
     return layer
 
 

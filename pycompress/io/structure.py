@@ -61,7 +61,7 @@ def build_compressed(path: str, entry: Entry, device: str) -> CompressedModule:
         with torch.device(device):
             return LAYERS[entry.type].from_config(entry.config)
     except Exception as error:  # whatever a layer makes of arguments that nobody has checked before
-        raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({first_line(error)})") from error
 
 
 def _remove_parametrizations(model: nn.Module) -> None:
@@ -87,7 +87,7 @@ def _empty_layer(path: str, entry: Entry, old: nn.Module | None) -> nn.Module | 
         with torch.device("meta"):
             layer = _BUILDABLE[entry.type](**arguments)
     except Exception as error:  # as in build_compressed
-        raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({first_line(error)})") from error
     return layer
 
 
@@ -141,6 +141,11 @@ def _fits(old: object, new: Simple) -> bool:
     if isinstance(old, str) or isinstance(new, str):
         return type(old) is type(new)
     return is_number(old) and is_number(new)
+
+
+def first_line(error: Exception) -> str:
+    """torch appends C++ stack traces."""
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 def own_names(module: nn.Module) -> Iterator[tuple[str, bool]]:
