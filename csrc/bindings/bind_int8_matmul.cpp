@@ -32,12 +32,12 @@ void bind_int8_matmul(py::module_& m) {
           matmul(kr, M, N, K, address<const int8_t>(a), lda, address<const void>(packed), address<int32_t>(out), N);
         });
   m.def("int8_linear", [=](const std::string& kernel, int64_t M, int64_t N, int64_t K, uintptr_t x, int64_t ldx, int x_dtype,
-                           uintptr_t packed, uintptr_t scale, uintptr_t bias, bool dynamic, float x_scale, int x_zero_point, int quant_min,
+                           uintptr_t packed, uintptr_t scale, uintptr_t bias, bool dynamic, bool asymmetric, float x_scale, int x_zero_point, int quant_min,
                            int activation, uintptr_t out, int out_dtype) {
     const Kernel& kr = pick(kernel);
     py::gil_scoped_release nogil;
     linear(kr, LinearArgs{M, N, K, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
-                          address<const float>(scale), address<const float>(bias), dynamic, x_scale, x_zero_point, quant_min,
+                          address<const float>(scale), address<const float>(bias), dynamic, asymmetric, x_scale, x_zero_point, quant_min,
                           static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)});
   });
 }

@@ -204,14 +204,19 @@ struct LinearJob final : Job {
       x = wide;
     }
     float inverse = static_inverse;
-    if (p.dynamic) {  // the same arithmetic as pycompress/ops/affine.py: symmetric_scale, inverse_scale
-      const float amax = kernel.amax(x, p.k);
-      scale = !(amax <= 3.402823466e38f) ? NAN : amax < 0x1p-100f ? 0.0f : amax / 127.0f;
-      inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    } else {
-      // NaN and Inf inputs poison their row, as they would in float.
-      scale = kernel.amax(x, p.k) <= 3.402823466e38f ? p.x_scale : NAN;
+    const float amax = kernel.amax(x, p.k);
+    if (!(amax <= 3.402823466e38f)) {  // NaN and Inf inputs poison their row, as they would in float
+      scale = NAN;
+      inverse = 0.0f;
+    } else if (!p.dynamic) {
+      scale = p.x_scale;
       zero_point = p.x_zero_point;
+    } else {  // the same arithmetic as pycompress/ops/affine.py: symmetric_scale, asymmetric_qparams, inverse_scale
+      float low = 0.0f, high = 0.0f;
+      if (p.asymmetric) kernel.range(x, p.k, &low, &high);
+      scale = amax < 0x1p-100f ? 0.0f : p.asymmetric ? high / 255.0f - low / 255.0f : amax / 127.0f;
+      inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+      if (p.asymmetric) zero_point = static_cast<int32_t>(std::nearbyint(-128.0f - low * inverse));
     }
     kernel.quantize_row(x, p.k, round_up(p.k, kernel.kr), inverse, zero_point, p.quant_min, dst);
   }

@@ -41,7 +41,8 @@ struct Kernel {
   int kr;      // consecutive k of one column that lie together
   int a_size;  // bytes of one element of the a operand: 1 = u8 (a + 128), 2 = int16 (a - za)
 
-  float (*amax)(const float* x, int64_t k);  // largest |x|; NaN or Inf if any element is
+  float (*amax)(const float* x, int64_t k);                           // largest |x|; NaN or Inf if any element is
+  void (*range)(const float* x, int64_t k, float* low, float* high);  // min(0, x...) and max(0, x...) of finite x
 
   // One row into operand format, padded from k to kp with anything (b is zero there). inverse = 1 / scale.
   // q = clamp(round_half_even(x * inverse) + zero_point, quant_min, 127); NaN becomes any value in range.
@@ -84,7 +85,8 @@ struct LinearArgs {
   const void* packed;
   const float* scale;  // per output column
   const float* bias;   // or null
-  bool dynamic;        // per-token symmetric: x_scale and x_zero_point are not read
+  bool dynamic;        // per token: x_scale and x_zero_point are not read
+  bool asymmetric;     // dynamic only: a zero point per row
   float x_scale;
   int x_zero_point;
   int quant_min;  // -127 (symmetric) or -128

@@ -40,6 +40,28 @@ float amax(const float* x, int64_t k) {
   return f;
 }
 
+void range(const float* x, int64_t k, float* low, float* high) {
+  __m256 lo = _mm256_setzero_ps(), hi = lo;
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i);
+    lo = _mm256_min_ps(lo, v);
+    hi = _mm256_max_ps(hi, v);
+  }
+  alignas(32) float l[8], h[8];
+  _mm256_store_ps(l, lo);
+  _mm256_store_ps(h, hi);
+  for (int j = 1; j < 8; ++j) {
+    l[0] = l[j] < l[0] ? l[j] : l[0];
+    h[0] = h[j] > h[0] ? h[j] : h[0];
+  }
+  for (; i < k; ++i) {
+    l[0] = x[i] < l[0] ? x[i] : l[0];
+    h[0] = x[i] > h[0] ? x[i] : h[0];
+  }
+  *low = l[0], *high = h[0];
+}
+
 PC_INLINE __m256i quantize8(__m256 x, __m256 inverse, __m256 lo, __m256 hi) {
   // max/min return the second operand for NaN, so NaN ends as lo.
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), lo), hi));
@@ -269,7 +291,7 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {"avx2",       Isa::avx2, kMr,   kNr,  16,        kKr,        2,           amax,
+const Kernel kAvx2 = {"avx2",       Isa::avx2, kMr,   kNr,  16,        kKr,        2,           amax,     range,
                       quantize_row, load_row,  widen, tile, store_f32, narrow_row, widen_panel, tile_wide};
 
 }  // namespace pycompress::int8_matmul

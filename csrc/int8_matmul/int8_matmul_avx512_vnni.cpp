@@ -33,6 +33,16 @@ float amax(const float* x, int64_t k) {
   return f;
 }
 
+void range(const float* x, int64_t k, float* low, float* high) {
+  __m512 lo = _mm512_setzero_ps(), hi = lo;
+  for (int64_t i = 0; i < k; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(first(k - i), x + i);
+    lo = _mm512_min_ps(lo, v);
+    hi = _mm512_max_ps(hi, v);
+  }
+  *low = _mm512_reduce_min_ps(lo), *high = _mm512_reduce_max_ps(hi);
+}
+
 void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst) {
   uint8_t* d = static_cast<uint8_t*>(dst);
   const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(static_cast<float>(quant_min - zero_point)),
@@ -167,7 +177,7 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx512Vnni;
-const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,   kNr,  16,        kKr,        1,       amax,
+const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,   kNr,  16,        kKr,        1,       amax,   range,
                             quantize_row,  load_row,         widen, tile, store_f32, narrow_row, nullptr, nullptr};
 
 }  // namespace pycompress::int8_matmul

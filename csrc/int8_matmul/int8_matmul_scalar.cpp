@@ -23,6 +23,15 @@ float amax(const float* x, int64_t k) {
   return f;
 }
 
+void range(const float* x, int64_t k, float* low, float* high) {
+  float lo = 0.0f, hi = 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    lo = x[i] < lo ? x[i] : lo;
+    hi = x[i] > hi ? x[i] : hi;
+  }
+  *low = lo, *high = hi;
+}
+
 void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst) {
   int16_t* d = static_cast<int16_t*>(dst);
   const float lo = static_cast<float>(quant_min - zero_point), hi = static_cast<float>(127 - zero_point);
@@ -63,7 +72,7 @@ void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float*
 }  // namespace
 
 extern const Kernel kScalar;
-const Kernel kScalar = {"scalar",     Isa::scalar, kMr,       kNr,  1,         kKr,        2,       amax,
+const Kernel kScalar = {"scalar",     Isa::scalar, kMr,       kNr,  1,         kKr,        2,       amax,   range,
                         quantize_row, load_row,    widen_row, tile, store_f32, narrow_row, nullptr, nullptr};
 
 }  // namespace pycompress::int8_matmul

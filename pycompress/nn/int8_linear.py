@@ -19,8 +19,9 @@ from .packed import Int8ActivationModule
 class Int8Linear(Int8ActivationModule):
     """Linear layer: int8 weights per output channel, int8 activations, exact int32 sums, float in and out.
 
-    Activations are quantised on the fly: dynamic (one symmetric scale per row) unless ``static`` is True, then with the scale in
-    ``x_scale`` and, if ``asymmetric``, the zero point in ``x_zero_point``. See ``pycompress.ops.int8_linear`` for the arithmetic.
+    Activations are quantised on the fly: dynamic (one scale per row) unless ``static`` is True, then with the scale in
+    ``x_scale``. ``asymmetric`` adds a zero point: per row, or, when static, the one in ``x_zero_point``.
+    See ``pycompress.ops.int8_linear`` for the arithmetic.
 
     >>> layer = Int8Linear.from_float(nn.Linear(64, 32))
     >>> y = layer(torch.randn(8, 64))
@@ -39,9 +40,7 @@ class Int8Linear(Int8ActivationModule):
         super().__init__()
         if activation not in native.ACTIVATIONS:
             raise ValueError(f"Int8Linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
-        if asymmetric and not static:
-            raise ValueError("Int8Linear: asymmetric activations need static=True")
-        check_activation_quantization("Int8Linear", in_features, 1.0 if static else None, 0 if asymmetric else None)
+        check_activation_quantization("Int8Linear", in_features, 1.0 if static else None, 0 if static and asymmetric else None, asymmetric)
         self.in_features, self.out_features = in_features, out_features
         self.static, self.asymmetric, self.activation = static, asymmetric, activation or "none"
         self.canonical = {"weight": (torch.int8, (out_features, in_features))}
@@ -59,6 +58,7 @@ class Int8Linear(Int8ActivationModule):
         *,
         x_scale: float | None = None,
         x_zero_point: int | None = None,
+        asymmetric: bool = False,
         activation: str | None = None,
         weight: Tensor | None = None,
         scale: Tensor | None = None,
@@ -69,7 +69,7 @@ class Int8Linear(Int8ActivationModule):
         """
         if (weight is None) != (scale is None):
             raise ValueError("Int8Linear.from_float: weight and scale must be given together")
-        check_activation_quantization("Int8Linear.from_float", linear.in_features, x_scale, x_zero_point)
+        check_activation_quantization("Int8Linear.from_float", linear.in_features, x_scale, x_zero_point, asymmetric)
         if weight is None:
             weight, scale = quantize_weight(linear.weight)
         has_bias = linear.bias is not None
@@ -78,7 +78,7 @@ class Int8Linear(Int8ActivationModule):
             linear.out_features,
             has_bias,
             static=x_scale is not None,
-            asymmetric=x_zero_point is not None,
+            asymmetric=asymmetric or x_zero_point is not None,
             activation=activation,
         )
         layer.to(weight.device)
@@ -132,6 +132,7 @@ class Int8Linear(Int8ActivationModule):
             self.in_features,
             self._x_scale,
             self._x_zero_point,
+            self.asymmetric,
             self.activation,
             self._kernel,
         )

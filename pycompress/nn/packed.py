@@ -110,7 +110,7 @@ class Int8ActivationModule(PackedModule):
             self.register_buffer("x_scale", torch.ones(()))
         else:
             self.x_scale = None
-        if self.asymmetric:
+        if self.static and self.asymmetric:
             self.register_buffer("x_zero_point", torch.zeros((), dtype=torch.int32))
         else:
             self.x_zero_point = None
@@ -119,7 +119,7 @@ class Int8ActivationModule(PackedModule):
         """Static parameters as Python numbers: reading a tensor on every call would cost more than a small layer."""
         device = self.scale.device.type
         self._x_scale = float(self.x_scale) if self.static and device != "meta" else None
-        self._x_zero_point = int(self.x_zero_point) if self.asymmetric and device != "meta" else None
+        self._x_zero_point = int(self.x_zero_point) if self.static and self.asymmetric and device != "meta" else None
 
     @property
     def format(self) -> str:

@@ -29,6 +29,20 @@ def symmetric_scale(amax: Tensor, quant_max: int = 127) -> Tensor:
     return torch.where(torch.isfinite(amax), scale, torch.full_like(scale, float("nan")))
 
 
+def asymmetric_qparams(low: Tensor, high: Tensor, quant_min: int = -128, quant_max: int = 127) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range that includes 0: ``scale = (high - low) / (quant_max - quant_min)``.
+
+    ``low`` <= 0 <= ``high``: any shape, float32. Returns (scale float32, zero_point int32); ranges below 2**-100 and ranges that
+    are not finite as in ``symmetric_scale``, with the zero point at ``quant_min``.
+    """
+    steps = quant_max - quant_min
+    scale = high.float() / steps - low.float() / steps  # each part first: high - low could overflow
+    scale = torch.where(torch.maximum(high, -low) < SMALLEST_AMAX, torch.zeros_like(scale), scale)
+    scale = torch.where(torch.isfinite(low) & torch.isfinite(high), scale, torch.full_like(scale, float("nan")))
+    zero_point = torch.round(quant_min - torch.nan_to_num(low) * inverse_scale(scale))
+    return scale, zero_point.clamp(quant_min, quant_max).to(torch.int32)
+
+
 def inverse_scale(scale: Tensor) -> Tensor:
     """``1 / scale``, and 0 where the scale is 0 or NaN, so that such rows quantize to the zero point."""
     usable = scale > 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .affine import quantize_affine, symmetric_scale
+from .affine import asymmetric_qparams, quantize_affine, symmetric_scale
 from .int8_matmul import MAX_K, int8_matmul_reference, kernel_for, pack_weight, unpack_weight
 from .library import define, tracing
 
@@ -27,12 +27,17 @@ def int8_linear_reference(
     *,
     x_scale: float | None = None,
     x_zero_point: int | None = None,
+    asymmetric: bool = False,
     activation: str | None = None,
 ) -> Tensor:
     """What every kernel computes, written for reading. Arguments as ``int8_linear``; rows with NaN or Inf come out as NaN."""
     rows = x.float()
     amax = rows.abs().amax(dim=-1, keepdim=True) if x.shape[-1] else rows.new_zeros(*x.shape[:-1], 1)
-    if x_scale is None:
+    if x_scale is None and asymmetric:
+        low, high = (rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)) if x.shape[-1] else (amax, amax)
+        row_scale, zero_points = asymmetric_qparams(low.clamp(max=0), high.clamp(min=0))
+        q = quantize_affine(rows, row_scale, zero_points, -128) - zero_points
+    elif x_scale is None:
         row_scale = symmetric_scale(amax)
         q = quantize_affine(rows, row_scale)
     else:
@@ -54,6 +59,7 @@ def int8_linear(
     *,
     x_scale: float | None = None,
     x_zero_point: int | None = None,
+    asymmetric: bool = False,
     activation: str | None = None,
     kernel: str | None = None,
 ) -> Tensor:
@@ -61,7 +67,8 @@ def int8_linear(
 
     - ``x``: (..., K) float32, bfloat16 or float16
     - ``weight``: (N, K) int8; ``scale``: (N,) float32, the step of each output channel; ``bias``: (N,) float or None
-    - ``x_scale`` None: dynamic, symmetric, one scale per row ("per token"), ``max|x| / 127``. A float: static, one scale per tensor;
+    - ``x_scale`` None: dynamic, one scale per row ("per token"), symmetric with ``max|x| / 127``, or, if ``asymmetric``, with a zero point
+      per row and ``(max - min) / 255``, the range widened to include 0. A float: static, one scale per tensor;
       then ``x_zero_point`` None means symmetric (-127..127), an int from -128 to 127 means asymmetric (-128..127)
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
     - ``kernel``: forces one of ``native.kernels("int8_matmul")``
@@ -78,7 +85,7 @@ def int8_linear(
     """
     check_weight("int8_linear", weight, scale, bias, dim=2)
     n, k = weight.shape
-    check_activation_quantization("int8_linear", k, x_scale, x_zero_point)
+    check_activation_quantization("int8_linear", k, x_scale, x_zero_point, asymmetric)
     check_input("int8_linear", x, k, weight)
     if activation not in native.ACTIVATIONS:
         raise ValueError(f"int8_linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
@@ -86,7 +93,7 @@ def int8_linear(
     packed = _pack_op(weight, name) if tracing() else pack_weight(weight, name)
     scale = scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    return int8_linear_packed(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation or "none", name)
+    return int8_linear_packed(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation or "none", name)
 
 
 def int8_linear_packed(
@@ -98,23 +105,24 @@ def int8_linear_packed(
     k: int,
     x_scale: float | None,
     x_zero_point: int | None,
+    asymmetric: bool,
     activation: str,
     kernel: str,
 ) -> Tensor:
     """``int8_linear`` on a weight from ``pack_weight(weight, kernel)``, without checks: for layers, which made the pack."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _StraightThrough.apply(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel)
+        return _StraightThrough.apply(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
     run = _op if tracing() else _run
-    return run(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel)
+    return run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
 
 
 class _StraightThrough(torch.autograd.Function):
     """Gradient of ``x`` as if activations were not quantised: grad @ dequantised weight."""
 
     @staticmethod
-    def forward(ctx, x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel):
+    def forward(ctx, x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel):
         ctx.save_for_backward(x, packed, scale, bias)
-        ctx.arguments = (n, k, x_scale, x_zero_point, activation, kernel)
+        ctx.arguments = (n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
         run = _op if tracing() else _run
         return run(x, packed, scale, bias, *ctx.arguments)
 
@@ -122,16 +130,16 @@ class _StraightThrough(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, scale, bias = ctx.saved_tensors
-        n, k, x_scale, x_zero_point, activation, kernel = ctx.arguments
+        n, k, x_scale, x_zero_point, asymmetric, activation, kernel = ctx.arguments
         run = _op if tracing() else _run
         if activation != "none":
-            before = run(x, packed, scale, bias, n, k, x_scale, x_zero_point, "none", kernel)
+            before = run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
                 grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
         canonical = _unpack_op(packed, n, k, kernel) if tracing() else unpack_weight(packed, n, k, kernel)
         weight = canonical.float() * scale[:, None]
-        return ((grad.float() @ weight).to(x.dtype), *[None] * 9)
+        return ((grad.float() @ weight).to(x.dtype), *[None] * 10)
 
 
 def check_weight(where: str, weight: Tensor, scale: Tensor, bias: Tensor | None, *, dim: int) -> None:
@@ -154,7 +162,7 @@ def check_weight(where: str, weight: Tensor, scale: Tensor, bias: Tensor | None,
         raise TypeError(f"{where}: bias must be floating point, got {bias.dtype}")
 
 
-def check_activation_quantization(where: str, k: int, x_scale: float | None, x_zero_point: int | None) -> None:
+def check_activation_quantization(where: str, k: int, x_scale: float | None, x_zero_point: int | None, asymmetric: bool = False) -> None:
     """Checks of the static scale and zero point, and of the depth K for which the int32 sum is exact."""
     if x_scale is None:
         if x_zero_point is not None:
@@ -165,7 +173,9 @@ def check_activation_quantization(where: str, k: int, x_scale: float | None, x_z
         isinstance(x_zero_point, bool) or int(x_zero_point) != x_zero_point or not -128 <= x_zero_point <= 127
     ):
         raise ValueError(f"{where}: x_zero_point must be an integer from -128 to 127, got {x_zero_point}")
-    limit = MAX_K if x_zero_point is None else MAX_K_ZERO_POINT
+    if asymmetric and x_scale is not None and x_zero_point is None:
+        raise ValueError(f"{where}: asymmetric with a static x_scale needs an x_zero_point, got None")
+    limit = MAX_K_ZERO_POINT if asymmetric or x_zero_point is not None else MAX_K
     if k > limit:
         raise ValueError(f"{where}: K must be at most {limit} for an exact int32 sum, got {k}")
 
@@ -182,9 +192,11 @@ def check_input(where: str, x: Tensor, k: int, weight: Tensor) -> None:
         raise ValueError(f"{where}: x must be on {weight.device} like weight, got {x.device}")
 
 
-def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel):
+def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel):
     if kernel == native.REFERENCE:
-        return int8_linear_reference(x, packed, scale, bias, x_scale=x_scale, x_zero_point=x_zero_point, activation=activation)
+        return int8_linear_reference(
+            x, packed, scale, bias, x_scale=x_scale, x_zero_point=x_zero_point, asymmetric=asymmetric, activation=activation
+        )
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)
@@ -205,9 +217,10 @@ def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel
         scale.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         x_scale is None,
+        asymmetric,
         x_scale or 0.0,
         x_zero_point or 0,
-        -127 if x_zero_point is None else -128,
+        -128 if asymmetric or x_zero_point is not None else -127,
         native.ACTIVATIONS[activation],
         out.data_ptr(),
         dtype,
@@ -216,10 +229,10 @@ def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel
 
 
 _op = define(
-    "int8_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, int k, float? x_scale, int? x_zero_point, "
+    "int8_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int n, int k, float? x_scale, int? x_zero_point, bool asymmetric, "
     "str activation, str kernel) -> Tensor",
     _run,
-    lambda x, packed, scale, bias, n, k, x_scale, x_zero_point, activation, kernel: x.new_empty((*x.shape[:-1], n)),
+    lambda x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel: x.new_empty((*x.shape[:-1], n)),
 )
 
 

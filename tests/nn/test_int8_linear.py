@@ -8,7 +8,7 @@ from torch import nn
 from pycompress.nn import Int8Linear
 from pycompress.ops import int8_linear, native, quantize_weight
 
-STATIC = [{}, {"x_scale": 0.03}, {"x_scale": 0.03, "x_zero_point": 5}]
+STATIC = [{}, {"asymmetric": True}, {"x_scale": 0.03}, {"x_scale": 0.03, "x_zero_point": 5}]
 
 
 def make(**kwargs):
@@ -123,7 +123,6 @@ def test_compile_export_and_gradient():
         (lambda layer: Int8Linear.from_float(nn.Linear(3, 2), x_scale=-1.0), ValueError, "x_scale must be a finite number"),
         (lambda layer: Int8Linear.from_float(nn.Linear(3, 2), weight=torch.zeros(2, 3, dtype=torch.int8)), ValueError, "given together"),
         (lambda layer: Int8Linear(3, 2, activation="swish"), ValueError, "activation must be"),
-        (lambda layer: Int8Linear(3, 2, asymmetric=True), ValueError, "asymmetric activations need static=True"),
         (lambda layer: Int8Linear(131072, 2), ValueError, "K must be at most 131071"),
     ],
 )

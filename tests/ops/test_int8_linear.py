@@ -12,7 +12,13 @@ from support.kernels import all_kernels, native_kernels
 from pycompress.ops import int8_linear, int8_linear_reference, native, quantize_affine, quantize_weight, symmetric_scale
 
 SHAPES = [(1, 1, 1), (1, 65, 129), (3, 7, 5), (6, 64, 64), (13, 130, 257), (50, 33, 1000), (130, 17, 66)]
-QUANTIZATION = [{}, {"x_scale": 0.02}, {"x_scale": 0.013, "x_zero_point": -31}, {"x_scale": 0.03, "x_zero_point": 127}]
+QUANTIZATION = [
+    {},
+    {"asymmetric": True},
+    {"x_scale": 0.02},
+    {"x_scale": 0.013, "x_zero_point": -31},
+    {"x_scale": 0.03, "x_zero_point": 127},
+]
 KERNELS = all_kernels("int8_matmul")
 
 
@@ -44,11 +50,16 @@ def test_integers_are_exact(kernel, quantization):
     """With scales that are powers of two the epilogue is exact, so the integers inside show in the output."""
     weight = torch.randint(-127, 128, (33, 70), dtype=torch.int8)
     x = torch.randn(9, 70) * 2
-    quantization = {**quantization, "x_scale": 2.0**-5} if quantization else {}
-    if not quantization:
-        x[:, 3] = 127 * 2.0**-5  # largest value of each row: the dynamic scale becomes 2**-5 exactly
-        x.clamp_(-127 * 2.0**-5, 127 * 2.0**-5)
     zero_point = quantization.get("x_zero_point")
+    if "x_scale" in quantization:
+        quantization = {**quantization, "x_scale": 2.0**-5}
+    elif "asymmetric" in quantization:
+        zero_point = -28
+        x.clamp_(-100 * 2.0**-5, 155 * 2.0**-5)  # 255 steps of 2**-5, zero at step 100
+        x[:, 3], x[:, 5] = -100 * 2.0**-5, 155 * 2.0**-5
+    else:
+        x.clamp_(-127 * 2.0**-5, 127 * 2.0**-5)
+        x[:, 3] = 127 * 2.0**-5  # largest value of each row: the dynamic scale becomes 2**-5 exactly
     q = quantize_affine(x, torch.tensor(2.0**-5), zero_point or 0, -127 if zero_point is None else -128) - (zero_point or 0)
     expected = (q.long() @ weight.long().T).float() * 2.0**-7
     assert torch.equal(int8_linear(x, weight, torch.full((33,), 2.0**-2), kernel=kernel, **quantization), expected)
@@ -120,7 +131,7 @@ def test_activations_far_out(activation, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("quantization", QUANTIZATION[:3])
+@pytest.mark.parametrize("quantization", QUANTIZATION[:4])
 def test_half_precision(quantization, dtype, kernel):
     x, weight, scale, bias = make(11, 75, 130, dtype)
     y = int8_linear(x, weight, scale, bias, kernel=kernel, **quantization)
@@ -262,6 +273,7 @@ BAD = {
         ValueError,
         "x_zero_point must be an integer from -128 to 127, got 128",
     ),
+    "asymmetric static without zero point": ({"x_scale": 1.0, "asymmetric": True}, ValueError, "needs an x_zero_point"),
     "unknown activation": ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
     "unknown kernel": ({"kernel": "sse9"}, ValueError, "kernel must be one of"),
     "deep zero point": (
@@ -281,7 +293,7 @@ def test_bad_input(case):
         int8_linear(**{**good, **change})
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATION[:3])
+@pytest.mark.parametrize("quantization", QUANTIZATION[:4])
 def test_torch_sees_one_op(quantization):
     x, weight, scale, bias = make(5, 12, 20)
     expected = int8_linear(x, weight, scale, bias, **quantization)
@@ -294,7 +306,18 @@ def test_torch_sees_one_op(quantization):
 
     for kernel in {native.kernels("int8_matmul")[0], native.REFERENCE}:
         packed = pack_weight(weight, kernel)
-        arguments = (packed, scale, bias, 12, 20, quantization.get("x_scale"), quantization.get("x_zero_point"), "none", kernel)
+        arguments = (
+            packed,
+            scale,
+            bias,
+            12,
+            20,
+            quantization.get("x_scale"),
+            quantization.get("x_zero_point"),
+            quantization.get("asymmetric", False),
+            "none",
+            kernel,
+        )
         torch.library.opcheck(torch.ops.pycompress.int8_linear.default, (x, *arguments))
         torch.library.opcheck(torch.ops.pycompress.int8_linear.default, (torch.randn(20, 5).T, *arguments))
         torch.library.opcheck(torch.ops.pycompress.int8_pack.default, (weight, kernel))
