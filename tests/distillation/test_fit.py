@@ -179,6 +179,38 @@ def test_persistent_workers_and_workers_are_reproducible(mlp, digits, teacher, i
     assert is_same_state(*models)
 
 
+def test_making_adapters_does_not_move_the_loaders_generator(mlp, loaders, teacher):
+    states = []
+    for loss in (KDLoss(), KDLoss() + FeatureLoss({"first": "first"})):
+        generator = torch.Generator().manual_seed(5)
+        Distiller(mlp(8), teacher, loss).fit(loaders(128, generator)[0], 2)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+def test_step_numbers_go_on_after_a_resume(tmp_path, mlp, loaders, teacher):
+    steps = []
+    for epochs in (1, 2):
+        Distiller(mlp(8), teacher).fit(loaders(128)[0], epochs, checkpoint=tmp_path / "c.safetensors", resume=True, on_step=steps.append)
+    assert steps == [1, 2, 3, 4]
+
+
+def test_samplers_are_told_the_epoch(mlp, digits, teacher):
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch):
+            epochs.append(epoch)
+
+    for as_batch_sampler in (False, True):
+        epochs = []
+        data = TensorDataset(digits[0][:64], digits[1][:64])
+        if as_batch_sampler:
+            train = DataLoader(data, batch_sampler=torch.utils.data.BatchSampler(Sampler(data), 32, drop_last=False))
+        else:
+            train = DataLoader(data, 32, sampler=Sampler(data))
+        Distiller(mlp(8), teacher).fit(train, 2)
+        assert epochs == [1, 2]
+
+
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 

@@ -320,6 +320,8 @@ def test_row_weights_scale_rows_and_mean_divides_by_their_sum():
     torch.testing.assert_close(KDLoss(reduction="none")(s, t, y, weights), rows * weights)
     torch.testing.assert_close(KDLoss(reduction="mean")(s, t, y, weights), (rows * weights).sum() / 4.5)
     torch.testing.assert_close(KDLoss(reduction="batchmean")(s, t, y, weights), (rows * weights).sum() / 6)
+    unlabelled = KDLoss(4.0, 1.0, 0.0, reduction="none")(s, t)
+    torch.testing.assert_close(KDLoss(4.0, 1.0, 0.0)(s, t, None, weights), (unlabelled * weights).sum() / 13.5)
     zero = KDLoss(reduction="mean")(s, t, y, torch.zeros(6))
     zero.backward()
     assert zero == 0 and (s.grad == 0).all()
