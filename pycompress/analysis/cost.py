@@ -85,10 +85,20 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
 
 def units(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that are looked at one by one: all of them once, nn.MultiheadAttention as a whole (it never calls its parts)."""
+    """Modules that are looked at one by one: all of them once, except what sits inside a layer and is no layer itself.
+
+    That is the output projection of nn.MultiheadAttention, which is never called, and observers that hang in a layer
+    while it trains: helpers like masks, which are not counted either.
+    """
     found = layers(getattr(model, "_orig_mod", model))
-    inside = {id(part) for module in found.values() if isinstance(module, nn.MultiheadAttention) for part in module.modules()}
-    return {name: module for name, module in found.items() if id(module) not in inside or isinstance(module, nn.MultiheadAttention)}
+    inside: set[nn.Module] = set()
+    for module in found.values():
+        parts = set(module.modules()) - {module}
+        if isinstance(module, nn.MultiheadAttention):
+            inside |= parts
+        elif parts and formula_for(module) is not None:
+            inside.update(part for part in parts if not any(formula_for(each) for each in part.modules()))
+    return {name: module for name, module in found.items() if module not in inside}
 
 
 def slots(module: nn.Module) -> Iterator[Slot]:

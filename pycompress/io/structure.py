@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn.base import LAYERS, CompressedModule
+from ..nn.parametrized import remove_parametrizations
 from ..nn.state import layers
 from ..nn.surgery import all_names, replace
 from .manifest import CheckpointError, Entry, Manifest, Simple, is_number
@@ -69,7 +70,7 @@ def _remove_parametrizations(model: nn.Module) -> None:
     for module in list(layers(model).values()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                remove_parametrizations(module, name)
 
 
 def _empty_layer(path: str, entry: Entry, old: nn.Module | None) -> nn.Module | None:

@@ -225,6 +225,17 @@ class Anything(nn.Module):
         return {"y": [self.a(input=x)], "flag": flag}
 
 
+def test_helpers_inside_a_layer_are_not_counted():
+    linear = nn.Linear(4, 3)
+    linear.observer = nn.Module()
+    linear.observer.register_buffer("low", torch.zeros(3))
+    linear.observer.scale = nn.Parameter(torch.ones(1))
+    linear.adapter = nn.Linear(4, 2)
+    counted = cost(nn.Sequential(linear), torch.randn(2, 4))
+    assert [layer.name for layer in counted.layers] == ["0", "0.adapter"]
+    assert counted.params == 15 + 10
+
+
 def test_keyword_inputs_and_any_output():
     assert cost(Anything(), {"x": torch.randn(4, 3), "flag": "yes"}).macs == 24
 

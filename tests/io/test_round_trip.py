@@ -224,6 +224,7 @@ def test_a_skeleton_with_parametrizations_of_its_own(path):
     skeleton = make()
     loaded = check(trained(make(), x), skeleton, path, x)
     assert parametrize.is_parametrized(skeleton[0])
+    assert skeleton(x).shape == (2, 2)
     assert set(loaded.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
