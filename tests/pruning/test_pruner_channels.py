@@ -197,19 +197,20 @@ def test_halves_that_belong_together_leave_together():
 
 
 class Shuffled(nn.Module):
-    def __init__(self):
+    def __init__(self, norm):
         super().__init__()
-        self.a, self.b, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1), nn.Linear(8, 2)
+        self.a, self.norm, self.b, self.head = nn.Conv2d(3, 12, 1), norm, nn.Conv2d(12, 8, 1), nn.Linear(8, 2)
 
     def forward(self, x):
-        x = self.a(x)
+        x = self.norm(self.a(x))
         batch, channels, *rest = x.shape
         x = x.view(batch, 2, channels // 2, *rest).transpose(1, 2).reshape(batch, channels, *rest)
         return self.head(self.b(x).mean((2, 3)))
 
 
-def test_shuffled_channels_are_noticed_though_all_shapes_fit():
-    model = Shuffled()
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(12), nn.InstanceNorm2d(12)])
+def test_shuffled_channels_are_noticed_though_all_shapes_fit(norm):
+    model = Shuffled(copy.deepcopy(norm))
     with pytest.raises(RuntimeError, match=r"layer 'b' reads other channels .*; the channels of 'a' have to stay: put them in ignore"):
         Pruner(model, X, pattern="channel", ratio=0.5)
     assert prune(model, X, pattern="channel", ratio=0.5, ignore=["a"]).b.out_channels == 4
@@ -221,12 +222,37 @@ def test_a_reshape_that_mixes_channels_with_positions_is_noticed():
         Pruner(model, X, pattern="channel", ratio=0.5)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardtanh(), nn.Sigmoid(), nn.Softmax(-1), nn.Identity()])
+class Negative(nn.Module):
+    def forward(self, x):
+        return x.clamp(max=0)
+
+
+@pytest.mark.parametrize("bias", [-50, 50])
+@pytest.mark.parametrize("activation", [nn.ReLU(), Negative(), nn.Hardtanh(), nn.Sigmoid(), nn.Softmax(-1), nn.Identity()])
 @pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.Identity()])
-def test_normalisation_over_channels_and_dead_units_are_no_reason_to_refuse(norm, activation):
+def test_normalisation_over_channels_and_dead_units_are_no_reason_to_refuse(norm, activation, bias):
     model = nn.Sequential(nn.Linear(4, 16), copy.deepcopy(norm), activation, nn.Linear(16, 2))
-    model[0].bias.data[:6] = -50
+    model[0].bias.data[:6] = bias
     assert prune(model, torch.randn(2, 4), pattern="channel", ratio=0.5)[0].out_features == 8
+
+
+def test_a_weak_branch_of_a_concatenation_keeps_a_channel():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.whole = nn.Linear(4, 6), nn.Linear(4, 10), nn.Linear(4, 16)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.left(x), self.right(x)], 1) + self.whole(x))
+
+    for scope in ("local", "global"):
+        model = Branches()
+        with torch.no_grad():
+            for layer in (model.left.weight, model.whole.weight[:6], model.head.weight[:, :6]):
+                layer.mul_(1e-3)
+        prune(model, torch.randn(2, 4), pattern="channel", ratio=0.5, scope=scope)
+        assert (model.left.out_features, model.right.out_features, model.whole.out_features) == (1, 7, 8)
 
 
 class Norms(nn.Module):

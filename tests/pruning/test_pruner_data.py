@@ -83,6 +83,17 @@ def test_the_training_loop_gives_the_same_statistics_as_calibration():
             torch.testing.assert_close(getattr(seen[0][name], what), getattr(seen[1][name], what))
 
 
+def test_calibration_and_training_batches_count_alike():
+    model, spy = mlp(6, 3), Spy("gradients")
+    pruner = Pruner(model, X, ratio=0.5, criterion=spy)
+    pruner.calibrate(BATCHES[:2], F.cross_entropy)
+    F.cross_entropy(model(BATCHES[2][0]), BATCHES[2][1]).backward()
+    pruner.step()
+    pruner.undo()
+    gradients = [torch.autograd.grad(F.cross_entropy(model(x), y), model[0].weight)[0] for x, y in BATCHES]
+    torch.testing.assert_close(spy.seen["0"].gradient, torch.stack(gradients).mean(0))
+
+
 def test_accumulated_gradients_count_per_backward():
     model, spy = mlp(6, 3), Spy("gradients")
     pruner = Pruner(model, X, ratio=0.5, criterion=spy)
