@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,6 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
 
 
 def _describe(model: nn.Module, metadata: dict[str, Any]) -> tuple[Manifest, dict[str, Tensor]]:
-    from .. import __version__
-
     found = layers(model)
     names = all_names(model)
     entries: dict[str, Entry] = {}
@@ -76,7 +75,7 @@ def _describe(model: nn.Module, metadata: dict[str, Any]) -> tuple[Manifest, dic
     return (
         Manifest(
             architecture=f"{architecture.__module__}.{architecture.__qualname__}",
-            library=__version__,
+            library=_library_version(),
             modules=entries,
             shared={other: path for path, module in found.items() for other in names[module][1:]},
             tensors=stored,
@@ -163,6 +162,13 @@ def restored_strides(shape: Sequence[int], order: Sequence[int] | None) -> tuple
         strides[dim] = step
         step *= max(shape[dim], 1)
     return tuple(strides)
+
+
+def _library_version() -> str:
+    try:
+        return version("pycompress")
+    except PackageNotFoundError:  # a source tree on the path, not an installation
+        return "0+source"
 
 
 def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
