@@ -45,6 +45,7 @@ def model() -> torch.nn.Module:
 @functools.cache
 def batch(size: int, tokens: int) -> dict[str, torch.Tensor]:
     from pydoc_data.topics import topics
+
     from transformers import AutoTokenizer
 
     texts = [text for _, text in sorted(topics.items())][:size]
