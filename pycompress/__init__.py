@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and ed
     from . import ops as ops
     from . import pruning as pruning
     from . import quantization as quantization
+    from .analysis import compare as compare
     from .analysis import report as report
     from .distillation import Distiller as Distiller
     from .distillation import KDLoss as KDLoss
@@ -39,6 +40,7 @@ _PUBLIC = {
     "KDLoss": "distillation",
     "Pruner": "pruning",
     "Quantizer": "quantization",
+    "compare": "analysis",
     "load": "io",
     "prune": "pruning",
     "quantize": "quantization",
@@ -47,7 +49,20 @@ _PUBLIC = {
 }
 """Public name -> the package that defines it."""
 
-__all__ = ["Distiller", "Int8Dynamic", "Int8Static", "KDLoss", "Pruner", "Quantizer", "load", "prune", "quantize", "report", "save"]
+__all__ = [
+    "Distiller",
+    "Int8Dynamic",
+    "Int8Static",
+    "KDLoss",
+    "Pruner",
+    "Quantizer",
+    "compare",
+    "load",
+    "prune",
+    "quantize",
+    "report",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -203,7 +203,7 @@ def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activa
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
     m = x.shape[0]
-    out = torch.empty(m, n, dtype=x.dtype)
+    out = torch.empty(m, n, dtype=x.dtype, device="cpu")
     dtype = native.DTYPES[x.dtype]
     native.module.int8_linear(
         kernel,

@@ -58,7 +58,7 @@ def pack_weight(weight: Tensor, kernel: str) -> Tensor:
     if kernel == native.REFERENCE:
         return weight
     n, k = weight.shape
-    packed = torch.empty(native.module.int8_matmul_packed_bytes(kernel, n, k), dtype=torch.int8)
+    packed = torch.empty(native.module.int8_matmul_packed_bytes(kernel, n, k), dtype=torch.int8, device="cpu")
     native.module.int8_matmul_pack(kernel, weight.data_ptr(), k, n, k, packed.data_ptr())
     return packed
 
@@ -67,7 +67,7 @@ def unpack_weight(packed: Tensor, n: int, k: int, kernel: str) -> Tensor:
     """The canonical (N, K) weight out of ``pack_weight``'s result."""
     if kernel == native.REFERENCE:
         return packed
-    weight = torch.empty(n, k, dtype=torch.int8)
+    weight = torch.empty(n, k, dtype=torch.int8, device="cpu")
     native.module.int8_matmul_unpack(kernel, packed.data_ptr(), n, k, weight.data_ptr())
     return weight
 
@@ -76,7 +76,7 @@ def _run(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     if kernel == native.REFERENCE:
         return int8_matmul_reference(a, b)
     a = a if a.stride(-1) == 1 else a.contiguous()
-    out = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32)
+    out = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32, device="cpu")
     packed = pack_weight(b, kernel)
     native.module.int8_matmul(kernel, *out.shape, a.shape[1], a.data_ptr(), a.stride(0), packed.data_ptr(), out.data_ptr())
     return out

@@ -96,6 +96,15 @@ def test_meta_device_and_back():
     assert torch.equal(back(x), y)
 
 
+def test_a_default_device_does_not_reach_the_kernels():
+    _, layer, x = make()
+    y = layer(x)
+    with torch.device("meta"):  # a buffer allocated there has no address: this crashed
+        assert torch.equal(layer(x), y)
+        assert Int8Linear(3, 2).weight.device.type == "meta"
+        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+
+
 def test_to_dense_and_repr():
     linear, layer, _ = make()
     dense = layer.to_dense()
