@@ -8,7 +8,9 @@ from .mask import Mask
 from .masking import LAYER_FACTORIES
 from .patterns import PATTERNS, nm_mask, unstructured_mask
 from .pruner import Pruner, PruningStep, prune
+from .rewind import rewind
 from .schedules import SCHEDULES
+from .sensitivity import Sensitivity, sensitivity
 from .summary import LayerSparsity, PruningSummary
 
 __all__ = [
@@ -23,8 +25,11 @@ __all__ = [
     "Pruner",
     "PruningStep",
     "PruningSummary",
+    "Sensitivity",
     "nm_mask",
     "prune",
     "recalibrate_batchnorm",
+    "rewind",
+    "sensitivity",
     "unstructured_mask",
 ]

@@ -32,6 +32,7 @@ class Masking:
     def __init__(self, layers: Mapping[str, nn.Module], pattern: Pattern, ratios: Mapping[str, float], scope: str) -> None:
         self.layers = dict(layers)
         self.pattern = pattern
+        self.ratios = dict(ratios)
         self.scope = scope
         shapes = {name: weight_of(layer).shape for name, layer in self.layers.items()}
         self.removable = {name: pattern.removable(shapes[name], ratios[name]) for name in self.layers}

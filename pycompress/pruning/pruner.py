@@ -148,6 +148,10 @@ class Pruner:
         """Whether all pruning events have happened."""
         return self.event >= self.steps
 
+    def prunable(self) -> list[str]:
+        """Names of the layers that a ``ratio`` dict can name; with channels one for each set of layers that share them."""
+        return list(self._engine.ratios)
+
     def calibrate(self, data: Iterable[Any], loss_fn: Callable[..., Tensor] | None = None, *, progress: bool | None = None) -> None:
         """Show data to a criterion that needs it. Replaces what was seen before; parameters, buffers and ``.grad`` stay as they are.
 

@@ -141,6 +141,18 @@ def test_global_takes_more_from_the_layer_that_matters_less():
     assert (model[0].out_features, model[2].out_features) == (10, 2)
 
 
+def test_global_compares_layers_of_different_scale():
+    widths = []
+    for scale in (1, 1000):
+        torch.manual_seed(3)
+        model = mlp(4, 20, 20, 3)
+        model[2].weight.data.mul_(1 / scale)
+        model[4].weight.data.mul_(1 / scale)  # the second group's scores, out and in
+        prune(model, torch.randn(2, 4), pattern="channel", ratio=0.5, scope="global", criterion="geometric_median")
+        widths.append((model[0].out_features, model[2].out_features))
+    assert widths[0] == widths[1]
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_every_layer_keeps_a_channel(scope):
     model = prune(Concat(), X, pattern="channel", ratio=0.99, scope=scope)
