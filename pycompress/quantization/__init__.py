@@ -1,6 +1,6 @@
 """Quantization: fewer bits for weights and activations, after training or during it."""
 
-from .algorithms import ALGORITHMS
+from .algorithms import ALGORITHMS, adaround, bias_correction, cross_layer_equalization, gptq, hqq, smoothquant
 from .codebook import CODEBOOKS
 from .configs import Codebook, FakeQuant, Int8Dynamic, Int8Static, Int8WeightOnly, QuantizationConfig
 from .fake_quantize import ActivationQuantizer, FakeQuantize
@@ -24,6 +24,12 @@ __all__ = [
     "QuantizationConfig",
     "Quantizer",
     "Scheme",
+    "adaround",
+    "bias_correction",
+    "cross_layer_equalization",
     "fold_batch_norm",
+    "gptq",
+    "hqq",
     "quantize",
+    "smoothquant",
 ]

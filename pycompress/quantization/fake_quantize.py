@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops.affine import SMALLEST_AMAX, quantize_affine, symmetric_scale
+from ..ops.affine import SMALLEST_AMAX, dequantize_affine, quantize_affine, symmetric_scale
 from .observers import range_to_qparams
 from .scheme import Scheme, from_rows, to_rows
 from .ste import fake_quantize_lsq, fake_quantize_ste
@@ -41,6 +41,8 @@ class FakeQuantize(WeightQuantizer):
     """Affine fake quantization of a weight.
 
     The scale follows the weight (min-max of each row, every call) until ``fix`` sets it or ``learn`` makes it a parameter.
+    ``rounded``: integers to use instead of rounding to nearest, see ``hold``. ``offset``: (rows,) added before and taken off after, i.e. a
+    float zero point, see ``algorithms/hqq.py``.
 
     >>> parametrize.register_parametrization(layer, "weight", FakeQuantize(Scheme(granularity="channel")))
     """
@@ -51,6 +53,8 @@ class FakeQuantize(WeightQuantizer):
         self.learned = False
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
+        self.register_buffer("rounded", None)
+        self.register_buffer("offset", None)
 
     def observe(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that the scheme's observer chooses for this weight, (rows,) each."""
@@ -65,6 +69,16 @@ class FakeQuantize(WeightQuantizer):
         """Hold the scale, (rows,), from now on; used by observers that search and by algorithms that choose their own grid."""
         self.scale = scale.detach().clone().float()
         self.zero_point = torch.zeros_like(self.scale, dtype=torch.int32) if zero_point is None else zero_point.detach().clone()
+        self.rounded = self.offset = None
+
+    def hold(self, rounded: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        """Take ``rounded``, which lies on the grid of ``scale`` and ``zero_point``, for the result from now on, whatever the weight is.
+
+        For post-training algorithms that round in their own way. The float weight stays and gets no gradient any more.
+        """
+        q = self.integers(rounded, scale, zero_point)
+        self.fix(scale, zero_point)
+        self.rounded = q.to(torch.int8 if self.scheme.bits <= 8 else torch.int16)
 
     def learn(self, weight: Tensor) -> None:
         """Make the scale a parameter, started at ``2 * mean|w| / sqrt(quant_max)`` (LSQ, section 2.1)."""
@@ -86,15 +100,23 @@ class FakeQuantize(WeightQuantizer):
         return (self.scale.abs().clamp(min=SMALLEST_AMAX) if self.learned else self.scale), self.zero_point
 
     def integers(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """int32, in the weight's shape."""
+        """int32, in the weight's shape, rounded to nearest."""
         q = quantize_affine(self.rows(weight.detach()), scale[:, None], zero_point[:, None], self.scheme.quant_min, self.scheme.quant_max)
         return from_rows(q, weight.shape)
 
     def quantize(self, weight: Tensor) -> Tensor:
         scale, zero_point = self.qparams(weight)
+        if self.rounded is not None:
+            rows = dequantize_affine(self.rows(self.rounded.to(torch.int32)), scale[:, None], zero_point[:, None])
+            return from_rows(rows, weight.shape).to(weight.dtype)
+        rows = self.rows(weight)
+        shifted = rows if self.offset is None else rows + self.offset[:, None]
         function = fake_quantize_lsq if self.learned else fake_quantize_ste
-        rows = function(self.rows(weight), scale[:, None], zero_point[:, None], self.scheme.quant_min, self.scheme.quant_max)
-        return from_rows(rows, weight.shape)
+        result = function(shifted, scale[:, None], zero_point[:, None], self.scheme.quant_min, self.scheme.quant_max)
+        if self.offset is not None:
+            # With a zero point between two integers 0 is not on the grid; pruned weights stay 0 all the same.
+            result = torch.where(rows == 0, rows, (result - self.offset[:, None]).to(rows.dtype))
+        return from_rows(result, weight.shape)
 
     def extra_repr(self) -> str:
         return f"{self.scheme}, scale={'learned' if self.learned else 'from the weight' if self.scale is None else 'fixed'}"

@@ -108,7 +108,7 @@ class _Tracer(fx.Tracer):
 
 def _adjacent(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """(layer, BatchNorm) pairs in which both are called once and the BatchNorm alone reads the layer's output."""
-    graph = _trace(model, shallow=False)
+    graph = trace(model, shallow=False)
     if graph is not None:
         yield from _pairs(model, graph)
         return
@@ -117,12 +117,12 @@ def _adjacent(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     for module in model.modules():
         if isinstance(module, (CompressedModule, *_PAIRS)) or not any(True for _ in module.children()):
             continue
-        graph = _trace(module, shallow=True)
+        graph = trace(module, shallow=True)
         if graph is not None:
             yield from (pair for pair in _pairs(module, graph) if pair[0] in single and pair[1] in single)
 
 
-def _trace(module: nn.Module, shallow: bool) -> fx.Graph | None:
+def trace(module: nn.Module, shallow: bool) -> fx.Graph | None:
     try:
         return _Tracer(shallow).trace(module)
     except Exception:  # a forward may raise anything when it meets proxies; "cannot be traced" is an answer here, not an error

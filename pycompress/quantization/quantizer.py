@@ -192,7 +192,7 @@ def quantize(
     context = {"example_inputs": example_inputs, "forward": forward, "progress": progress}
     for step in steps:
         if step.stage == "before":
-            step.run(model, data, ignore=entries, **context)
+            step.run(model, data, ignore=entries, inplace=True, **context)
     quantizer = Quantizer(config, ignore=entries, fold_bn=False)
     model = quantizer.prepare(model, example_inputs, inplace=True)
     try:
