@@ -41,7 +41,7 @@ def test_threads_are_put_back() -> None:
 def test_a_kernel_with_wrong_results_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("pycompress.ops.int8_linear")
     right = module.int8_linear_packed
-    monkeypatch.setattr(module, "int8_linear_packed", lambda *a: right(*a) + 1)
+    monkeypatch.setattr(module, "int8_linear_packed", lambda *a, **options: right(*a, **options) + 1)
     result = invoke("--shape", "2,8,8")
     assert isinstance(result.exception, AssertionError)
 
