@@ -86,7 +86,8 @@ def test_hqq_beats_min_max(bits, power):
     # With heavy tails an integer zero point is near the best already: nothing to win, nothing lost.
     assert power == 3 or output_error(better, model, x) < 0.985 * output_error(plain, model, x)
     errors = [(quantized.weight - model.weight).abs().pow(0.7).view(-1, 64).sum(dim=1) for quantized in (better, plain)]
-    assert (errors[0] <= errors[1]).all() and errors[0].sum() < (0.99 if power == 1 else 1) * errors[1].sum()
+    assert (errors[0] <= (1 + 1e-6) * errors[1]).all()
+    assert power == 3 or errors[0].sum() < 0.99 * errors[1].sum()
     for group in better.weight.view(-1, 64):
         assert len(group.unique()) <= 2**bits
 
