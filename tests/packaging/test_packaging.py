@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -71,7 +70,8 @@ class Environment:
         self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         site = run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
         # A path in a .pth file is not searched for .pth files in turn, so an editable pycompress there has no effect here.
-        (Path(site) / "parent.pth").write_text(sysconfig.get_path("purelib"))
+        ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+        (Path(site) / "parent.pth").write_text("\n".join(ours))
 
     def install(self, *what: str | Path, **environment: str) -> None:
         pip = (sys.executable, "-m", "pip", "--python", self.python, "install", "--no-deps", "--no-build-isolation")
