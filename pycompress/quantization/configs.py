@@ -65,7 +65,7 @@ class _Int8Config(QuantizationConfig):
             if isinstance(layer, nn.Conv2d):
                 explicit_padding(layer)
             scheme = self.activation_scheme()
-            zero_point = 0 if scheme is not None and not scheme.symmetric else None
+            zero_point = 0 if scheme is not None and not scheme.symmetric else None  # int32 sums are shorter with one
             check_activation_quantization(type(self).__name__, weight[0].numel(), 1.0, zero_point)
         except ValueError as error:
             return str(error)
@@ -77,7 +77,7 @@ class _Int8Config(QuantizationConfig):
         q, scale, _ = quantized_weight(layer)
         activation: dict[str, Any] = {}
         if hasattr(layer, "input_quantizer"):
-            activation = static_qparams(layer.input_quantizer)  # type: ignore[arg-type]
+            activation = activation_arguments(layer.input_quantizer)  # type: ignore[arg-type]
         layer_type = Int8Conv2d if isinstance(layer, nn.Conv2d) else Int8Linear
         return layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale, **activation)
 
@@ -86,11 +86,24 @@ class _Int8Config(QuantizationConfig):
 class Int8Dynamic(_Int8Config):
     """int8 weights, int8 activations with a scale measured on every call (per token, per image for Conv2d). Needs no data.
 
+    ``symmetric``: True: range -127..127. False: a zero point per token, too, twice the resolution behind a ReLU; Linear only, convolutions
+    stay float.
+
     >>> model = pycompress.quantize(model, Int8Dynamic())
     """
 
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        check_bool("Int8Dynamic", "symmetric", self.symmetric)
+
     def activation_scheme(self) -> Scheme:
-        return Scheme(granularity="token")
+        return Scheme(symmetric=self.symmetric, granularity="token")
+
+    def obstacle(self, layer: nn.Module) -> str | None:
+        if isinstance(layer, nn.Conv2d) and not self.symmetric:
+            return "Int8Conv2d has no zero point per image, take Int8Static or symmetric=True"
+        return super().obstacle(layer)
 
 
 @dataclass(frozen=True)
@@ -253,9 +266,9 @@ class Codebook(_Simulated):
         return f"weights {self.bits} bit {self.kind} codebook per {self.granularity}{size}"
 
 
-def static_qparams(quantizer: ActivationQuantizer) -> dict[str, Any]:
-    """``x_scale`` and ``x_zero_point`` arguments of the int8 layers; none for a dynamic scheme."""
+def activation_arguments(quantizer: ActivationQuantizer) -> dict[str, Any]:
+    """Arguments of the int8 layers that say how activations are quantized."""
     if quantizer.scheme.dynamic:
-        return {}
+        return {} if quantizer.scheme.symmetric else {"asymmetric": True}
     scale, zero_point = (tensor.detach() for tensor in quantizer.qparams(Tensor()))
     return {"x_scale": float(scale), "x_zero_point": None if quantizer.scheme.symmetric else int(zero_point)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops.affine import SMALLEST_AMAX, dequantize_affine, quantize_affine, symmetric_scale
+from ..ops.affine import SMALLEST_AMAX, dequantize_affine, quantize_affine
 from .observers import range_to_qparams
 from .scheme import Scheme, from_rows, to_rows
 from .ste import fake_quantize_lsq, fake_quantize_ste
@@ -166,9 +166,8 @@ class ActivationQuantizer(nn.Module):
         """Scale and zero point in use, broadcastable against ``x``."""
         if not self.scheme.dynamic:
             return (self.scale.abs().clamp(min=SMALLEST_AMAX) if self.learned else self.scale), self.zero_point
-        x = x.detach().float()
-        scale = symmetric_scale(x.abs().amax(dim=self.dims, keepdim=True), self.scheme.quant_max)
-        return scale, torch.zeros((), dtype=torch.int32, device=x.device)
+        low, high = x.detach().float().amin(self.dims, keepdim=True), x.detach().float().amax(self.dims, keepdim=True)
+        return range_to_qparams(low, high, self.scheme.quant_min, self.scheme.quant_max, self.scheme.symmetric)
 
     def integers(self, x: Tensor) -> Tensor:
         """int32 values that the executed layer multiplies, in the shape of ``x``, zero point included."""

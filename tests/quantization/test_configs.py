@@ -12,6 +12,7 @@ from pycompress.quantization.scheme import Scheme, from_rows, to_rows
 
 ALL = [
     Int8Dynamic(),
+    Int8Dynamic(symmetric=False),
     Int8Static(),
     Int8Static(observer="percentile", symmetric=True, observer_options={"percentile": 99.0}),
     Int8WeightOnly(),
@@ -37,6 +38,7 @@ def test_frozen_equal_hashable_and_picklable(config):
         (lambda: Int8Static(observer_options={"bins": 8}), TypeError, "Int8Static: .*bins"),
         (lambda: Int8Static(observer="percentile", observer_options={"percentile": 10}), ValueError, "Int8Static: .*percentile must be"),
         (lambda: Int8Static(observer_options=[1]), TypeError, "observer_options must be a mapping, got list"),
+        (lambda: Int8Dynamic(symmetric=1), TypeError, "Int8Dynamic: symmetric must be True or False, got 1"),
         (lambda: Int8Static(symmetric="no"), TypeError, "symmetric must be True or False, got 'no'"),
         (lambda: FakeQuant(bits=1), ValueError, "FakeQuant: bits must be an int from 2 to 16, got 1"),
         (lambda: FakeQuant(bits=True), ValueError, "bits must be an int from 2 to 16, got True"),

@@ -29,6 +29,7 @@ CASES = {
     "lazy": (lambda: nn.LazyLinear(4), Int8Dynamic(), "its weight is not initialized, run the model once first"),
     "empty": (lambda: nn.Linear(0, 4), Int8Dynamic(), "its weight is empty"),
     "float64": (lambda: nn.Linear(4, 4).double(), Int8Dynamic(), "the int8 layers take float32, bfloat16 and float16"),
+    "conv with a zero point per image": (lambda: nn.Conv2d(4, 4, 1), Int8Dynamic(symmetric=False), "has no zero point per image"),
     "conv1d": (lambda: nn.Conv1d(4, 4, 1), Int8Dynamic(), "Int8Dynamic has no layer for Conv1d"),
     "transposed": (lambda: nn.ConvTranspose2d(4, 4, 1), FakeQuant(), "FakeQuant has no layer for ConvTranspose2d"),
     "embedding": (lambda: nn.Embedding(4, 4), Codebook(), "Codebook has no layer for Embedding"),

@@ -14,6 +14,7 @@ from pycompress.ops.affine import dequantize_affine
 from pycompress.quantization import Int8Dynamic, Int8Static, Int8WeightOnly, Quantizer
 from pycompress.quantization.fake_quantize import quantized_weight
 
+LINEAR_ONLY = Int8Dynamic(symmetric=False)
 CONFIGS = [Int8Dynamic(), Int8Static(), Int8Static(symmetric=True), Int8Static(observer="percentile", observer_options={"percentile": 90})]
 
 
@@ -37,7 +38,7 @@ def integer_sums(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return sums, scale * w_scale[:, None, None]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("config", [*CONFIGS, LINEAR_ONLY], ids=repr)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (2, 5, 64), (129, 33)])
 def test_linear_integers(config, shape):
     layer = seeded(nn.Linear(shape[-1], 13))
@@ -73,7 +74,7 @@ def test_conv_integers(config, options):
 def test_any_linear(rows, k, seed, magnitude, symmetric):
     layer = seeded(nn.Linear(k, 3, bias=False), seed=seed)
     x = 10.0**magnitude * normal(rows, k, seed=seed)
-    for config in (Int8Dynamic(), Int8Static(symmetric=symmetric)):
+    for config in (Int8Dynamic(symmetric), Int8Static(symmetric=symmetric)):
         prepared, executed = prepare(layer, config, x)
         sums, step = integer_sums(prepared, x)
         assert torch.equal(torch.round(executed(x).double() / step.double().expand_as(sums)), sums)
@@ -97,7 +98,7 @@ def layer_output(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> T
     return F.linear(x, weight, bias) if isinstance(layer, nn.Linear) else F.conv2d(x, weight, bias, padding=layer.padding)
 
 
-@pytest.mark.parametrize("config", CONFIGS[:3], ids=repr)
+@pytest.mark.parametrize("config", [*CONFIGS[:3], LINEAR_ONLY], ids=repr)
 def test_error_bound_against_float(config):
     """|y' - y| <= sum |x' - x| |w'| + |x| |w' - w| with half a step per value (calibrated on the data itself)."""
     layer = seeded(nn.Linear(40, 6))
@@ -113,7 +114,7 @@ def test_error_bound_against_float(config):
 def test_nan_and_inf_come_out_as_nan_on_both_sides():
     layer = seeded(nn.Linear(4, 3))
     x = normal(3, 4)
-    for config in (Int8Dynamic(), Int8Static()):
+    for config in (Int8Dynamic(), LINEAR_ONLY, Int8Static()):
         prepared, executed = prepare(layer, config, x)
         bad = x.clone()
         bad[1, 2] = float("nan")

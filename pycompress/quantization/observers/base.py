@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...ops.affine import SMALLEST_AMAX, symmetric_scale
+from ...ops.affine import asymmetric_qparams, symmetric_scale
 from ...registry import Registry
 
 OBSERVERS: Registry[type[Observer]] = Registry("observer")
@@ -93,17 +93,12 @@ def range_to_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int, 
     """Scale and zero point that map [low, high] onto the integers; the range is widened to contain 0.
 
     symmetric:  scale = max(|low|, |high|) / quant_max, zero_point = 0
-    asymmetric: scale = (high - low) / (quant_max - quant_min), zero_point = quant_min - round(low / scale)
+    asymmetric: scale = (high - low) / (quant_max - quant_min), zero_point = round(quant_min - low / scale)
 
     The scale is 0 where the range is a point at 0 (narrower than 2**-100).
     """
-    low, high = low.clamp(max=0).double(), high.clamp(min=0).double()
+    low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
-        scale = symmetric_scale(torch.maximum(-low, high).float(), quant_max)
+        scale = symmetric_scale(torch.maximum(-low, high), quant_max)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
-    # float64: high - low of two large float32 values would overflow.
-    width = high - low
-    scale = torch.where(width < SMALLEST_AMAX, torch.zeros_like(width), width / (quant_max - quant_min)).float()
-    steps = torch.where(scale > 0, low / scale, torch.zeros_like(low))
-    zero_point = (quant_min - torch.round(steps)).clamp(quant_min, quant_max)
-    return scale, torch.where(scale > 0, zero_point, torch.zeros_like(zero_point)).to(torch.int32)
+    return asymmetric_qparams(low, high, quant_min, quant_max)
