@@ -1,13 +1,18 @@
 """Functions on tensors. Each is a readable PyTorch reference, overridden by a native kernel where one is installed."""
 
 from .affine import dequantize_affine, fake_quantize_affine, quantize_affine, quantize_weight, symmetric_scale
+from .int4 import dequantize_int4, quantize_weight_int4
+from .int4_linear import int4_linear, int4_linear_reference
 from .int8_conv2d import int8_conv2d, int8_conv2d_reference
 from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
 
 __all__ = [
     "dequantize_affine",
+    "dequantize_int4",
     "fake_quantize_affine",
+    "int4_linear",
+    "int4_linear_reference",
     "int8_conv2d",
     "int8_conv2d_reference",
     "int8_linear",
@@ -16,5 +21,6 @@ __all__ = [
     "int8_matmul_reference",
     "quantize_affine",
     "quantize_weight",
+    "quantize_weight_int4",
     "symmetric_scale",
 ]

@@ -1,0 +1,200 @@
+// AVX-512 VNNI. int8 activations: vpdpbusd of u (0..15) with q straight into int32, nibbles unpacked in registers.
+// Float activations: nibbles are converted where they lie in the dword (see kShift).
+#include "core/target.h"
+#if PC_X86
+#include <immintrin.h>
+
+#include "core/activation_simd.h"
+#include "core/float_rows.h"
+#include "int4_matmul/int4_matmul.h"
+
+namespace pycompress::int8_matmul {
+extern const Kernel kAvx512Vnni;
+}
+
+namespace pycompress::int4_matmul {
+namespace {
+
+constexpr int kMr = 6;  // 6 x 64: 24 accumulators, 2 vectors of weights, the mask; q comes as a broadcast from memory
+
+PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+
+PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+
+void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int8_t* q) {
+  const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(-127.0f), hi = _mm512_set1_ps(127.0f);
+  for (int64_t i = 0; i < kp; i += 16) {  // kp is a multiple of 32
+    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
+    const __m512i v = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi));  // NaN ends as lo
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(v));
+  }
+}
+
+PC_INLINE __m512i zeros(const uint8_t* zero, int c) {
+  return zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero + c))) : _mm512_set1_epi32(8);
+}
+
+template <int R, int V>
+PC_INLINE void rows_int8(const Group& g, int64_t row) {
+  __m512i c[R][V];
+  const int32_t* q[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    q[r] = reinterpret_cast<const int32_t*>(static_cast<const char*>(g.rows) + (row + r) * g.row_stride);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) c[r][v] = _mm512_setzero_si512();
+  }
+  const __m512i mask = _mm512_set1_epi8(15);
+  const uint32_t* weight = g.weight;
+  for (int64_t i = 0; i < g.depth / 4; i += 2, weight += 16 * V) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const __m512i w = _mm512_loadu_si512(weight + 16 * v);
+      const __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi32(w, 4), mask);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) c[r][v] = _mm512_dpbusd_epi32(c[r][v], low, _mm512_set1_epi32(q[r][i]));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) c[r][v] = _mm512_dpbusd_epi32(c[r][v], high, _mm512_set1_epi32(q[r][i + 1]));
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const __m512 scale = _mm512_loadu_ps(g.scale + 16 * v);
+    const __m512i zero = zeros(g.zero, 16 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      // The sum of q fits int16, the upper half of zero's lanes is 0: vpmaddwd is a product that is cheaper than vpmulld.
+      const __m512i sum = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(static_cast<const char*>(g.sums) + (row + r) * g.sum_stride));
+      const __m512 part = _mm512_cvtepi32_ps(_mm512_sub_epi32(c[r][v], _mm512_madd_epi16(sum, zero)));
+      float* acc = g.acc + (row + r) * kNr + 16 * v;
+      _mm512_store_ps(acc, _mm512_fmadd_ps(part, scale, _mm512_load_ps(acc)));
+    }
+  }
+}
+
+// One nibble of 16 columns as u * 2^kShift.
+template <int kI>
+PC_INLINE __m512 nibble(__m512i w) {
+  return _mm512_cvtepi32_ps(kI == 7 ? _mm512_srli_epi32(w, 28) : _mm512_and_si512(w, _mm512_set1_epi32(15 << kShift[kI])));
+}
+
+template <int R, int V, int kI>
+PC_INLINE void step(const __m512i (&weight)[V], const float* const* x, int64_t i, __m512 (&c)[R][V]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const __m512 w = nibble<kI>(weight[v]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) c[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r][i + kI]), w, c[r][v]);
+  }
+}
+
+template <int R, int V>
+PC_INLINE void rows_float(const Group& g, int64_t row) {
+  __m512 c[R][V];
+  const float* x[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    x[r] = reinterpret_cast<const float*>(static_cast<const char*>(g.rows) + (row + r) * g.row_stride);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) c[r][v] = _mm512_setzero_ps();
+  }
+  const uint32_t* weight = g.weight;
+  for (int64_t i = 0; i < g.depth; i += 8, weight += 16 * V) {
+    __m512i w[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) w[v] = _mm512_loadu_si512(weight + 16 * v);
+    step<R, V, 0>(w, x, i, c);
+    step<R, V, 1>(w, x, i, c);
+    step<R, V, 2>(w, x, i, c);
+    step<R, V, 3>(w, x, i, c);
+    step<R, V, 4>(w, x, i, c);
+    step<R, V, 5>(w, x, i, c);
+    step<R, V, 6>(w, x, i, c);
+    step<R, V, 7>(w, x, i, c);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const __m512 scale = _mm512_loadu_ps(g.scale + 16 * v), zero = _mm512_cvtepi32_ps(zeros(g.zero, 16 * v));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512 sum = _mm512_set1_ps(*reinterpret_cast<const float*>(static_cast<const char*>(g.sums) + (row + r) * g.sum_stride));
+      float* acc = g.acc + (row + r) * kNr + 16 * v;
+      _mm512_store_ps(acc, _mm512_fmadd_ps(_mm512_fnmadd_ps(zero, sum, c[r][v]), scale, _mm512_load_ps(acc)));
+    }
+  }
+}
+
+template <bool kInt8, int R, int V>
+PC_INLINE void rows(const Group& g, int64_t row) {
+  kInt8 ? rows_int8<R, V>(g, row) : rows_float<R, V>(g, row);
+}
+
+template <bool kInt8, int V>
+void panel(const Group& g) {
+  int64_t r = 0;
+  for (; r + kMr <= g.count; r += kMr) rows<kInt8, kMr, V>(g, r);
+  switch (g.count - r) {
+    case 1:
+      return rows<kInt8, 1, V>(g, r);
+    case 2:
+      return rows<kInt8, 2, V>(g, r);
+    case 3:
+      return rows<kInt8, 3, V>(g, r);
+    case 4:
+      return rows<kInt8, 4, V>(g, r);
+    case 5:
+      return rows<kInt8, 5, V>(g, r);
+  }
+}
+
+template <bool kInt8>
+void group(const Group& g) {
+  switch (g.cols / 16) {
+    case 1:
+      return panel<kInt8, 1>(g);
+    case 2:
+      return panel<kInt8, 2>(g);
+    case 3:
+      return panel<kInt8, 3>(g);
+    default:
+      return panel<kInt8, 4>(g);
+  }
+}
+
+template <Activation kActivation>
+PC_INLINE void store_rows(const float* acc, int64_t rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+  for (int c = 0; c < cols; c += 16) {
+    const __mmask16 m = first(cols - c);
+    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + c) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < rows; ++r) {
+      const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(acc + r * kNr + c), _mm512_set1_ps(e.row_scale[r]), bias);
+      if (m == 0xffff)
+        _mm512_storeu_ps(out + r * ldo + c, activate_avx512(y, kActivation));
+      else
+        _mm512_mask_storeu_ps(out + r * ldo + c, m, activate_avx512(y, kActivation));
+    }
+  }
+}
+
+void store(const float* acc, int64_t rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+  switch (e.activation) {
+    case Activation::none:
+      return store_rows<Activation::none>(acc, rows, cols, e, out, ldo);
+    case Activation::relu:
+      return store_rows<Activation::relu>(acc, rows, cols, e, out, ldo);
+    case Activation::gelu:
+      return store_rows<Activation::gelu>(acc, rows, cols, e, out, ldo);
+    case Activation::silu:
+      return store_rows<Activation::silu>(acc, rows, cols, e, out, ldo);
+  }
+}
+
+PC_TARGET_END
+
+}  // namespace
+
+extern const Kernel kAvx512Vnni;
+const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, 16, &int8_matmul::kAvx512Vnni, quantize_row, group<true>, group<false>, store};
+
+}  // namespace pycompress::int4_matmul
+#endif
