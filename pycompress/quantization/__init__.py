@@ -5,9 +5,11 @@ from .codebook import CODEBOOKS
 from .configs import Codebook, FakeQuant, Int8Dynamic, Int8Static, Int8WeightOnly, QuantizationConfig
 from .fake_quantize import ActivationQuantizer, FakeQuantize
 from .fold import fold_batch_norm
+from .mixed_precision import mixed_precision
 from .observers import OBSERVERS, Observer
 from .quantizer import Quantizer, quantize
 from .scheme import Scheme
+from .sensitivity import LayerSensitivity, sensitivity
 
 __all__ = [
     "ALGORITHMS",
@@ -20,6 +22,7 @@ __all__ = [
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
+    "LayerSensitivity",
     "Observer",
     "QuantizationConfig",
     "Quantizer",
@@ -30,6 +33,8 @@ __all__ = [
     "fold_batch_norm",
     "gptq",
     "hqq",
+    "mixed_precision",
     "quantize",
+    "sensitivity",
     "smoothquant",
 ]

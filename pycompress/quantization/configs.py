@@ -34,6 +34,9 @@ class QuantizationConfig:
     simulated: ClassVar[bool] = False
     """Whether the result stays a float layer with quantized values."""
 
+    bits: int
+    """Bits per weight."""
+
     def weight_quantizer(self) -> WeightQuantizer:
         """Parametrization that simulates the weight of one layer."""
         raise NotImplementedError
@@ -53,6 +56,8 @@ class QuantizationConfig:
 
 class _Int8Config(QuantizationConfig):
     """Symmetric int8 weights, one scale per output channel, range -127..127."""
+
+    bits = 8
 
     def weight_quantizer(self) -> FakeQuantize:
         return FakeQuantize(Scheme(granularity="channel"))
