@@ -33,8 +33,11 @@ constexpr size_t kRowBlockBytes = 256 * 1024;
 
 int64_t panel_columns(const Kernel& kr, int64_t n, int64_t j) { return round_up(std::min<int64_t>(kr.nr, n - j), kr.nv); }
 
+// Where the column sums begin: behind the panels, aligned for int32.
+int64_t panel_bytes(const Kernel& kernel, int64_t n, int64_t k) { return round_up(round_up(n, kernel.nv) * round_up(k, kernel.kr), 4); }
+
 const int32_t* column_sums(const Kernel& kernel, const void* packed, int64_t n, int64_t k) {
-  return reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) + round_up(n, kernel.nv) * round_up(k, kernel.kr));
+  return reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) + panel_bytes(kernel, n, k));
 }
 
 // Byte stride of a row in operand format: a cache line more than a power of two keeps mr rows out of one L1 set.
@@ -236,7 +239,7 @@ struct LinearJob final : Job {
 }  // namespace
 
 size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
-  return static_cast<size_t>(round_up(n, kernel.nv) * (round_up(k, kernel.kr) + 4));
+  return static_cast<size_t>(panel_bytes(kernel, n, k) + round_up(n, kernel.nv) * 4);
 }
 
 void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t k, void* packed) {

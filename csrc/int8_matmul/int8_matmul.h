@@ -68,7 +68,8 @@ inline constexpr int64_t kWidenRows = 24;
 
 const KernelList<Kernel>& kernels();
 
-// Packed weights: panels of nr columns, each [kp / kr][cols][kr] int8, then column sums, int32[round_up(N, nv)].
+// Packed weights: panels of nr columns, each [kp / kr][cols][kr] int8, then column sums, int32[round_up(N, nv)] from the next multiple of 4
+// on.
 size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k);
 void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t k, void* packed);
 void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int8_t* b);
