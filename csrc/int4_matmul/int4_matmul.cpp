@@ -28,9 +28,9 @@ const KernelList<Kernel>& kernels() {
 
 namespace {
 
-// Operands of a block of rows: half of a 512 KB L2. Sums a of the block: half of a 32 KB L1, so at most 64 rows of 64 columns.
+// Operands of a block of rows: half of a 512 KB L2. Sums a of the block: half of a 32 KB L1, so at most 60 rows of 64 columns.
 constexpr int64_t kRowBlockBytes = 256 * 1024;
-constexpr int64_t kMaxBlock = 64;
+constexpr int64_t kMaxBlock = 60;
 
 struct Layout {
   int64_t n, k, kp, group, groups, nv;

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "core/dispatch.h"
+#include "core/target.h"
 #include "core/types.h"
 #include "int8_matmul/int8_matmul.h"
 
@@ -44,6 +45,12 @@ struct Group {
   const uint8_t* zero;     // [cols], or null for 8 everywhere
   float* acc;              // [count][kNr], the sums a
 };
+
+// Rows of the next register tile: as few tiles of at most 6 rows as possible, all about equally tall.
+static PC_INLINE int next_rows(int64_t left) {
+  const int64_t tiles = (left + 5) / 6;
+  return static_cast<int>((left + tiles - 1) / tiles);
+}
 
 struct Epilogue {
   const float* row_scale;

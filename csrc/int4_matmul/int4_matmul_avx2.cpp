@@ -15,7 +15,7 @@ extern const Kernel kAvx2;
 namespace pycompress::int4_matmul {
 namespace {
 
-constexpr int kMr = 6;  // 6 x 16: 12 accumulators, 2 vectors of weights, 1 broadcast, 1 product: all 16 registers
+// Register tile of 6 x 16: 12 accumulators, 2 vectors of weights, 1 broadcast, 1 product: all 16 registers.
 constexpr int kWide = kMaxGroup / 4 * 64;
 
 PC_TARGET_BEGIN("avx2,fma")
@@ -52,120 +52,130 @@ PC_INLINE void unpack(const uint32_t* weight, int64_t depth, int cols, bool both
   }
 }
 
-#if defined(__GNUC__) && defined(__x86_64__)
-// By hand: compilers hoist the products, run out of registers and spill accumulators.
-#define PC_WEIGHTS(q)   \
-  "vmovdqa " #q         \
-  "*64(%[b]),%%ymm12\n" \
-  "vmovdqa " #q "*64+32(%[b]),%%ymm13\n"
-#define PC_FIRST(at, c0, c1)             \
-  "vpbroadcastd (%[" at                  \
-  "),%%ymm14\n"                          \
-  "vpmaddubsw %%ymm14,%%ymm12,%%ymm" #c0 \
-  "\n"                                   \
-  "vpmaddubsw %%ymm14,%%ymm13,%%ymm" #c1 "\n"
-#define PC_NEXT(q, at, c0, c1)            \
-  "vpbroadcastd " #q "*4(%[" at           \
-  "),%%ymm14\n"                           \
-  "vpmaddubsw %%ymm14,%%ymm12,%%ymm15\n"  \
-  "vpmaddubsw %%ymm14,%%ymm13,%%ymm14\n"  \
-  "vpaddw %%ymm15,%%ymm" #c0 ",%%ymm" #c0 \
-  "\n"                                    \
-  "vpaddw %%ymm14,%%ymm" #c1 ",%%ymm" #c1 "\n"
-#define PC_QUAD(q)                                                                                                                    \
-  PC_WEIGHTS(q)                                                                                                                       \
-  PC_NEXT(q, "a]", 0, 1) PC_NEXT(q, "a],%[l]", 2, 3) PC_NEXT(q, "a],%[l],2", 4, 5) PC_NEXT(q, "d]", 6, 7) PC_NEXT(q, "d],%[l]", 8, 9) \
-      PC_NEXT(q, "d],%[l],2", 10, 11)
-#define PC_STORE(r, c0, c1)                 \
-  "vpmaddwd %%ymm12,%%ymm" #c0 ",%%ymm" #c0 \
-  "\n"                                      \
-  "vpmaddwd %%ymm12,%%ymm" #c1 ",%%ymm" #c1 \
-  "\n"                                      \
-  "vmovdqa %%ymm" #c0 "," #r                \
-  "*64(%[part])\n"                          \
-  "vmovdqa %%ymm" #c1 "," #r "*64+32(%[part])\n"
+// The inner steps, in an order that compilers may not change: they hoist broadcasts and products, run out of registers and spill.
+#if defined(__GNUC__)
 
-// part[6][16] = six rows of q times 32 k of 16 columns.
-PC_INLINE void chunk6(const int8_t* q, int64_t stride, const uint8_t* wide, int32_t* part) {
-  const int8_t* d = q + 3 * stride;
-  __asm__ volatile(PC_WEIGHTS(0) PC_FIRST("a]", 0, 1) PC_FIRST("a],%[l]", 2, 3) PC_FIRST("a],%[l],2", 4, 5) PC_FIRST("d]", 6, 7)
-                       PC_FIRST("d],%[l]", 8, 9) PC_FIRST("d],%[l],2", 10, 11)
-                           PC_QUAD(1) PC_QUAD(2) PC_QUAD(3) PC_QUAD(4) PC_QUAD(5) PC_QUAD(6) PC_QUAD(7)
-                   "vpcmpeqw %%ymm12,%%ymm12,%%ymm12\n"
-                   "vpsrlw $15,%%ymm12,%%ymm12\n"  // ones
-                   PC_STORE(0, 0, 1) PC_STORE(1, 2, 3) PC_STORE(2, 4, 5) PC_STORE(3, 6, 7) PC_STORE(4, 8, 9) PC_STORE(5, 10, 11)
-                   :
-                   : [a] "r"(q), [d] "r"(d), [l] "r"(stride), [b] "r"(wide), [part] "r"(part)
-                   : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
-                     "xmm13", "xmm14", "xmm15");
+// c0 += four bytes at q times w0, c1 += ... times w1, as int16 pairs.
+PC_INLINE void multiply_add(__m256i& c0, __m256i& c1, const int8_t* q, __m256i w0, __m256i w1) {
+  __m256i four, product;
+  __asm__ volatile(
+      "vpbroadcastd %[q],%[four]\n"
+      "vpmaddubsw %[four],%[w0],%[product]\n"
+      "vpmaddubsw %[four],%[w1],%[four]\n"
+      "vpaddw %[product],%[c0],%[c0]\n"
+      "vpaddw %[four],%[c1],%[c1]\n"
+      : [c0] "+x"(c0), [c1] "+x"(c1), [four] "=&x"(four), [product] "=&x"(product)
+      : [q] "m"(*reinterpret_cast<const int32_t*>(q)), [w0] "x"(w0), [w1] "x"(w1));
 }
-#undef PC_WEIGHTS
-#undef PC_FIRST
-#undef PC_NEXT
-#undef PC_QUAD
-#undef PC_STORE
-#define PC_HAVE_CHUNK6 1
+
+// One nibble of 8 columns as u * 2^kShift.
+template <int kI>
+PC_INLINE __m256 nibble(const uint32_t* weight, __m256i mask) {
+  __m256 w;
+  const __m256i& from = *reinterpret_cast<const __m256i*>(weight);
+  if (kI == 7)
+    __asm__ volatile("vmovdqa %[from],%[w]\nvpsrld $28,%[w],%[w]\nvcvtdq2ps %[w],%[w]" : [w] "=x"(w) : [from] "m"(from));
+  else
+    __asm__ volatile("vpand %[from],%[mask],%[w]\nvcvtdq2ps %[w],%[w]" : [w] "=x"(w) : [from] "m"(from), [mask] "x"(mask));
+  return w;
+}
+
+template <int V>
+PC_INLINE void fma_rows(__m256 (&c)[V], const float* x, const __m256 (&w)[V]) {
+  __m256 v;
+  if (V == 2)
+    __asm__ volatile("vbroadcastss %[x],%[v]\nvfmadd231ps %[v],%[w0],%[c0]\nvfmadd231ps %[v],%[w1],%[c1]"
+                     : [c0] "+x"(c[0]), [c1] "+x"(c[V - 1]), [v] "=&x"(v)
+                     : [x] "m"(*x), [w0] "x"(w[0]), [w1] "x"(w[V - 1]));
+  else
+    __asm__ volatile("vbroadcastss %[x],%[v]\nvfmadd231ps %[v],%[w0],%[c0]" : [c0] "+x"(c[0]), [v] "=&x"(v) : [x] "m"(*x), [w0] "x"(w[0]));
+}
+
 #else
-#define PC_HAVE_CHUNK6 0
+
+PC_INLINE void multiply_add(__m256i& c0, __m256i& c1, const int8_t* q, __m256i w0, __m256i w1) {
+  int32_t four;
+  std::memcpy(&four, q, 4);
+  const __m256i v = _mm256_set1_epi32(four);
+  c0 = _mm256_add_epi16(c0, _mm256_maddubs_epi16(w0, v));
+  c1 = _mm256_add_epi16(c1, _mm256_maddubs_epi16(w1, v));
+}
+
+template <int kI>
+PC_INLINE __m256 nibble(const uint32_t* weight, __m256i mask) {
+  const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weight));
+  return _mm256_cvtepi32_ps(kI == 7 ? _mm256_srli_epi32(w, 28) : _mm256_and_si256(w, mask));
+}
+
+template <int V>
+PC_INLINE void fma_rows(__m256 (&c)[V], const float* x, const __m256 (&w)[V]) {
+  const __m256 v = _mm256_broadcast_ss(x);
+  for (int i = 0; i < V; ++i) c[i] = _mm256_fmadd_ps(v, w[i], c[i]);
+}
+
 #endif
 
-// The same with intrinsics: any number of rows, other compilers.
-template <int R>
+// part[R][16] (+)= R rows of q times 32 k of 16 columns.
+template <int R, bool kFirst>
 PC_INLINE void chunk(const int8_t* q, int64_t stride, const uint8_t* wide, int32_t* part) {
   const __m256i* w = reinterpret_cast<const __m256i*>(wide);
   __m256i c[R][2];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
-  for (int i = 0; i < kChunk / 4; ++i, w += 2) {
-    const __m256i w0 = _mm256_load_si256(w), w1 = _mm256_load_si256(w + 1);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      int32_t four;
-      std::memcpy(&four, q + r * stride + 4 * i, 4);
-      const __m256i v = _mm256_set1_epi32(four);
-      c[r][0] = _mm256_add_epi16(c[r][0], _mm256_maddubs_epi16(w0, v));
-      c[r][1] = _mm256_add_epi16(c[r][1], _mm256_maddubs_epi16(w1, v));
-    }
+  for (int i = 0; i < kChunk / 4; ++i) {
+    const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) multiply_add(c[r][0], c[r][1], q + r * stride + 4 * i, w0, w1);
   }
   const __m256i one = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) _mm256_store_si256(reinterpret_cast<__m256i*>(part + r * 16 + 8 * v), _mm256_madd_epi16(c[r][v], one));
+    for (int v = 0; v < 2; ++v) {
+      __m256i* sum = reinterpret_cast<__m256i*>(part + r * 16 + 8 * v);
+      const __m256i pairs = _mm256_madd_epi16(c[r][v], one);
+      _mm256_store_si256(sum, kFirst ? pairs : _mm256_add_epi32(pairs, _mm256_load_si256(sum)));
+    }
 }
 
 PC_INLINE __m256i zeros(const uint8_t* zero, int c) {
   return zero ? _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero + c))) : _mm256_set1_epi32(8);
 }
 
-template <int R>
-PC_INLINE void rows_int8(const Group& g, const int8_t* q, int64_t row, const uint8_t* wide, int column, int vectors) {
-  alignas(32) int32_t part[kMaxGroup / kChunk][R * 16];
-  const int64_t chunks = g.depth / kChunk;
-  for (int64_t i = 0; i < chunks; ++i) {
-#if PC_HAVE_CHUNK6
-    if (R == 6)
-      chunk6(q + i * kChunk, g.row_stride, wide + i * kChunk * 16, part[i]);
-    else
-#endif
-      chunk<R>(q + i * kChunk, g.row_stride, wide + i * kChunk * 16, part[i]);
+template <int R, int V>
+PC_INLINE void finish_int8(const Group& g, int64_t row, int column, const int32_t* part) {
+  __m256 scale[V];
+  __m256i zero[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) {
+    scale[v] = _mm256_loadu_ps(g.scale + column + 8 * v);
+    zero[v] = zeros(g.zero, column + 8 * v);
   }
-  for (int v = 0; v < vectors; ++v) {
-    const __m256 scale = _mm256_loadu_ps(g.scale + column + 8 * v);
-    const __m256i zero = zeros(g.zero, column + 8 * v);
-    const char* sums = static_cast<const char*>(g.sums) + row * g.sum_stride;
-    float* acc = g.acc + row * kNr + column + 8 * v;
+  const char* sums = static_cast<const char*>(g.sums) + row * g.sum_stride;
+  float* acc = g.acc + row * kNr + column;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r, sums += g.sum_stride, acc += kNr) {
-      __m256i total = _mm256_load_si256(reinterpret_cast<const __m256i*>(part[0] + r * 16 + 8 * v));
-      for (int64_t i = 1; i < chunks; ++i)
-        total = _mm256_add_epi32(total, _mm256_load_si256(reinterpret_cast<const __m256i*>(part[i] + r * 16 + 8 * v)));
-      // The sum of q fits int16, the upper half of zero's lanes is 0: vpmaddwd is a product that is cheaper than vpmulld.
-      const __m256i sum = _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(sums));
-      total = _mm256_sub_epi32(total, _mm256_madd_epi16(sum, zero));
-      _mm256_store_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, _mm256_load_ps(acc)));
+  for (int r = 0; r < R; ++r, sums += g.sum_stride, acc += kNr, part += 16) {
+    // The sum of q fits int16, the upper half of zero's lanes is 0: vpmaddwd is a product that is cheaper than vpmulld.
+    const __m256i sum = _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(sums));
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const __m256i total = _mm256_load_si256(reinterpret_cast<const __m256i*>(part + 8 * v));
+      const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(total, _mm256_madd_epi16(sum, zero[v])));
+      _mm256_store_ps(acc + 8 * v, _mm256_fmadd_ps(exact, scale[v], _mm256_load_ps(acc + 8 * v)));
     }
   }
+}
+
+template <int R>
+PC_INLINE void rows_int8(const Group& g, const int8_t* q, int64_t row, const uint8_t* wide, int column, int vectors) {
+  alignas(32) int32_t part[R * 16];
+  chunk<R, true>(q, g.row_stride, wide, part);
+  for (int64_t i = kChunk; i < g.depth; i += kChunk) chunk<R, false>(q + i, g.row_stride, wide + i * 16, part);
+  if (vectors == 2)
+    finish_int8<R, 2>(g, row, column, part);
+  else
+    finish_int8<R, 1>(g, row, column, part);
 }
 
 void group_int8(const Group& g) {
@@ -174,44 +184,49 @@ void group_int8(const Group& g) {
     const int vectors = g.cols - column >= 16 ? 2 : 1;
     unpack(g.weight + column, g.depth, g.cols, vectors == 2, wide);
     const int8_t* q = static_cast<const int8_t*>(g.rows);
-    int64_t r = 0;
-    for (; r + kMr <= g.count; r += kMr) rows_int8<kMr>(g, q + r * g.row_stride, r, wide, column, vectors);
-    q += r * g.row_stride;
-    switch (g.count - r) {
-      case 1:
-        rows_int8<1>(g, q, r, wide, column, vectors);
-        break;
-      case 2:
-        rows_int8<2>(g, q, r, wide, column, vectors);
-        break;
-      case 3:
-        rows_int8<3>(g, q, r, wide, column, vectors);
-        break;
-      case 4:
-        rows_int8<4>(g, q, r, wide, column, vectors);
-        break;
-      case 5:
-        rows_int8<5>(g, q, r, wide, column, vectors);
-        break;
+    int rows = 0;
+    for (int64_t r = 0; r < g.count; r += rows, q += rows * g.row_stride) {
+      rows = next_rows(g.count - r);
+      switch (rows) {
+        case 1:
+          rows_int8<1>(g, q, r, wide, column, vectors);
+          break;
+        case 2:
+          rows_int8<2>(g, q, r, wide, column, vectors);
+          break;
+        case 3:
+          rows_int8<3>(g, q, r, wide, column, vectors);
+          break;
+        case 4:
+          rows_int8<4>(g, q, r, wide, column, vectors);
+          break;
+        case 5:
+          rows_int8<5>(g, q, r, wide, column, vectors);
+          break;
+        default:
+          rows_int8<6>(g, q, r, wide, column, vectors);
+      }
     }
   }
 }
 
-// One nibble of 8 columns as u * 2^kShift.
-template <int kI>
-PC_INLINE __m256 nibble(const uint32_t* weight) {
-  const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
-  return _mm256_cvtepi32_ps(kI == 7 ? _mm256_srli_epi32(w, 28) : _mm256_and_si256(w, _mm256_set1_epi32(15 << kShift[kI])));
+template <int R, int V, int kI>
+PC_INLINE void step(const uint32_t* weight, const float* const* x, __m256 (&c)[R][V]) {
+  const __m256i mask = _mm256_set1_epi32(15 << kShift[kI]);
+  __m256 w[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) w[v] = nibble<kI>(weight + 8 * v, mask);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) fma_rows<V>(c[r], x[r] + kI, w);
 }
 
-template <int R, int V, int kI>
-PC_INLINE void step(const uint32_t* weight, const float* const* x, int64_t i, __m256 (&c)[R][V]) {
+// One row: 8 chains of fma hide their latency.
+template <int kI>
+PC_INLINE void step(const uint32_t* weight, const float* const* x, __m256 (&c)[1][8]) {
+  const __m256i mask = _mm256_set1_epi32(15 << kShift[kI]);
+  const __m256 v = _mm256_broadcast_ss(x[0] + kI);
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
-    const __m256 w = nibble<kI>(weight + 8 * v);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) c[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x[r] + i + kI), w, c[r][v]);
-  }
+  for (int i = 0; i < 8; ++i) c[0][i] = _mm256_fmadd_ps(v, nibble<kI>(weight + 8 * i, mask), c[0][i]);
 }
 
 template <int R, int V>
@@ -226,14 +241,15 @@ PC_INLINE void rows_float(const Group& g, int64_t row, int column) {
   }
   const uint32_t* weight = g.weight + column;
   for (int64_t i = 0; i < g.depth; i += 8, weight += g.cols) {
-    step<R, V, 0>(weight, x, i, c);
-    step<R, V, 1>(weight, x, i, c);
-    step<R, V, 2>(weight, x, i, c);
-    step<R, V, 3>(weight, x, i, c);
-    step<R, V, 4>(weight, x, i, c);
-    step<R, V, 5>(weight, x, i, c);
-    step<R, V, 6>(weight, x, i, c);
-    step<R, V, 7>(weight, x, i, c);
+    if constexpr (V == 8) {
+      step<0>(weight, x, c), step<1>(weight, x, c), step<2>(weight, x, c), step<3>(weight, x, c);
+      step<4>(weight, x, c), step<5>(weight, x, c), step<6>(weight, x, c), step<7>(weight, x, c);
+    } else {
+      step<R, V, 0>(weight, x, c), step<R, V, 1>(weight, x, c), step<R, V, 2>(weight, x, c), step<R, V, 3>(weight, x, c);
+      step<R, V, 4>(weight, x, c), step<R, V, 5>(weight, x, c), step<R, V, 6>(weight, x, c), step<R, V, 7>(weight, x, c);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] += 8;
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
@@ -251,25 +267,34 @@ template <int R>
 PC_INLINE void panel_float(const Group& g, int64_t row) {
   int column = 0;
   if (R == 1)
-    for (; column + 64 <= g.cols; column += 64) rows_float<R, R == 1 ? 8 : 1>(g, row, column);  // 8 chains of fma hide their latency
+    for (; column + 64 <= g.cols; column += 64) rows_float<1, 8>(g, row, column);
   for (; column + 16 <= g.cols; column += 16) rows_float<R, 2>(g, row, column);
   for (; column < g.cols; column += 8) rows_float<R, 1>(g, row, column);
 }
 
 void group_float(const Group& g) {
-  int64_t r = 0;
-  for (; r + kMr <= g.count; r += kMr) panel_float<kMr>(g, r);
-  switch (g.count - r) {
-    case 1:
-      return panel_float<1>(g, r);
-    case 2:
-      return panel_float<2>(g, r);
-    case 3:
-      return panel_float<3>(g, r);
-    case 4:
-      return panel_float<4>(g, r);
-    case 5:
-      return panel_float<5>(g, r);
+  int rows = 0;
+  for (int64_t r = 0; r < g.count; r += rows) {
+    rows = next_rows(g.count - r);
+    switch (rows) {
+      case 1:
+        panel_float<1>(g, r);
+        break;
+      case 2:
+        panel_float<2>(g, r);
+        break;
+      case 3:
+        panel_float<3>(g, r);
+        break;
+      case 4:
+        panel_float<4>(g, r);
+        break;
+      case 5:
+        panel_float<5>(g, r);
+        break;
+      default:
+        panel_float<6>(g, r);
+    }
   }
 }
 

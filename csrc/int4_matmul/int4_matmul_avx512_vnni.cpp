@@ -15,7 +15,7 @@ extern const Kernel kAvx512Vnni;
 namespace pycompress::int4_matmul {
 namespace {
 
-constexpr int kMr = 6;  // 6 x 64: 24 accumulators, 2 vectors of weights, the mask; q comes as a broadcast from memory
+// Register tile of 6 x 64: 24 accumulators, 2 vectors of weights, the mask; rows come as broadcasts from memory.
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
@@ -33,6 +33,19 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int8_t* 
 PC_INLINE __m512i zeros(const uint8_t* zero, int c) {
   return zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero + c))) : _mm512_set1_epi32(8);
 }
+
+// The inner steps, in an order that compilers may not change: they share broadcasts, run out of registers and spill.
+#if defined(__GNUC__)
+PC_INLINE void dot(__m512i& c, __m512i w, const int32_t* q) {
+  __asm__ volatile("vpdpbusd %[q]%{1to16%},%[w],%[c]" : [c] "+v"(c) : [w] "v"(w), [q] "m"(*q));
+}
+PC_INLINE void fma(__m512& c, __m512 w, const float* x) {
+  __asm__ volatile("vfmadd231ps %[x]%{1to16%},%[w],%[c]" : [c] "+v"(c) : [w] "v"(w), [x] "m"(*x));
+}
+#else
+PC_INLINE void dot(__m512i& c, __m512i w, const int32_t* q) { c = _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(*q)); }
+PC_INLINE void fma(__m512& c, __m512 w, const float* x) { c = _mm512_fmadd_ps(_mm512_set1_ps(*x), w, c); }
+#endif
 
 template <int R, int V>
 PC_INLINE void rows_int8(const Group& g, int64_t row) {
@@ -52,9 +65,9 @@ PC_INLINE void rows_int8(const Group& g, int64_t row) {
       const __m512i w = _mm512_loadu_si512(weight + 16 * v);
       const __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi32(w, 4), mask);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) c[r][v] = _mm512_dpbusd_epi32(c[r][v], low, _mm512_set1_epi32(q[r][i]));
+      for (int r = 0; r < R; ++r) dot(c[r][v], low, q[r] + i);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) c[r][v] = _mm512_dpbusd_epi32(c[r][v], high, _mm512_set1_epi32(q[r][i + 1]));
+      for (int r = 0; r < R; ++r) dot(c[r][v], high, q[r] + i + 1);
     }
   }
 #pragma GCC unroll 4
@@ -84,7 +97,7 @@ PC_INLINE void step(const __m512i (&weight)[V], const float* const* x, int64_t i
   for (int v = 0; v < V; ++v) {
     const __m512 w = nibble<kI>(weight[v]);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) c[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r][i + kI]), w, c[r][v]);
+    for (int r = 0; r < R; ++r) fma(c[r][v], w, x[r] + i + kI);
   }
 }
 
@@ -131,19 +144,28 @@ PC_INLINE void rows(const Group& g, int64_t row) {
 
 template <bool kInt8, int V>
 void panel(const Group& g) {
-  int64_t r = 0;
-  for (; r + kMr <= g.count; r += kMr) rows<kInt8, kMr, V>(g, r);
-  switch (g.count - r) {
-    case 1:
-      return rows<kInt8, 1, V>(g, r);
-    case 2:
-      return rows<kInt8, 2, V>(g, r);
-    case 3:
-      return rows<kInt8, 3, V>(g, r);
-    case 4:
-      return rows<kInt8, 4, V>(g, r);
-    case 5:
-      return rows<kInt8, 5, V>(g, r);
+  int count = 0;
+  for (int64_t r = 0; r < g.count; r += count) {
+    count = next_rows(g.count - r);
+    switch (count) {
+      case 1:
+        rows<kInt8, 1, V>(g, r);
+        break;
+      case 2:
+        rows<kInt8, 2, V>(g, r);
+        break;
+      case 3:
+        rows<kInt8, 3, V>(g, r);
+        break;
+      case 4:
+        rows<kInt8, 4, V>(g, r);
+        break;
+      case 5:
+        rows<kInt8, 5, V>(g, r);
+        break;
+      default:
+        rows<kInt8, 6, V>(g, r);
+    }
   }
 }
 
