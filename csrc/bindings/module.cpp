@@ -24,5 +24,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("set_pool_threads", &set_pool_threads, py::arg("n"));
   m.def("num_threads", &num_threads);
   bind_int4_matmul(m);
+  bind_int8_conv2d(m);
   bind_int8_matmul(m);
 }
