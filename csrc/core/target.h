@@ -33,6 +33,20 @@
 #define PC_ARM64 0
 #endif
 
+// arm_neon.h declares intrinsics above the baseline for GCC, and for Clang from 17 on; older ones only with a -march flag.
+#if PC_ARM64 && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
+#define PC_HAVE_NEON_EXTENSIONS 1
+#else
+#define PC_HAVE_NEON_EXTENSIONS 0
+#endif
+#if defined(__clang__)
+#define PC_NEON_DOTPROD "dotprod"
+#define PC_NEON_I8MM "dotprod,i8mm"
+#else
+#define PC_NEON_DOTPROD "arch=armv8.2-a+dotprod"
+#define PC_NEON_I8MM "arch=armv8.2-a+dotprod+i8mm"
+#endif
+
 // Inner helpers must inline: a call in a microkernel would spill the register tile.
 #if defined(__GNUC__)
 #define PC_INLINE inline __attribute__((always_inline))

@@ -13,6 +13,12 @@ extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2;
 extern const Kernel kAvx512Vnni;
+#elif PC_ARM64
+extern const Kernel kNeon;
+#if PC_HAVE_NEON_EXTENSIONS
+extern const Kernel kNeonDotprod;
+extern const Kernel kNeonI8mm;
+#endif
 #endif
 
 const KernelList<Kernel>& kernels() {
@@ -20,6 +26,12 @@ const KernelList<Kernel>& kernels() {
 #if PC_X86
       &kAvx512Vnni,
       &kAvx2,
+#elif PC_ARM64
+#if PC_HAVE_NEON_EXTENSIONS
+      &kNeonI8mm,
+      &kNeonDotprod,
+#endif
+      &kNeon,
 #endif
       &kScalar,
   };
@@ -111,7 +123,7 @@ void load_rows(const Kernel& kernel, const Shape& s, const Job& job, int64_t m0,
     int32_t zero_point = 0;
     job.load(m, rows + (m - m0) * stride, scales[m - m0], zero_point);
     // u8 operands hold a + 128, so the tile sums (a - za) * b + (128 + za) * b.
-    corrections[m - m0] = kernel.a_size == 1 ? 128 + zero_point : 0;
+    corrections[m - m0] = kernel.correction(zero_point);
   }
 }
 

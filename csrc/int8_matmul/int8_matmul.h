@@ -39,7 +39,7 @@ struct Kernel {
   int nr;      // columns of a packed panel and of the widest tile
   int nv;      // columns of one vector; the last panel is padded to a multiple of it
   int kr;      // consecutive k of one column that lie together
-  int a_size;  // bytes of one element of the a operand: 1 = u8 (a + 128), 2 = int16 (a - za)
+  int a_size;  // bytes of one element of the a operand: 1 = u8 (a + 128) or s8 (a), 2 = int16 (a - za)
 
   float (*amax)(const float* x, int64_t k);                           // largest |x|; NaN or Inf if any element is
   void (*range)(const float* x, int64_t k, float* low, float* high);  // min(0, x...) and max(0, x...) of finite x
@@ -61,6 +61,11 @@ struct Kernel {
   // serves all rows of a block. null where the tile takes the packed panel as it is.
   void (*widen_panel)(const int8_t* b, int64_t count, void* wide);
   void (*tile_wide)(const void* const* a, int rows, int segments, int64_t depth, const void* wide, int cols, int32_t* acc);
+
+  bool a_signed = false;  // a_size 1 only: s8 operands, as ARM's dot products want them
+
+  // What the tile sums too much, in units of the column sum.
+  int32_t correction(int32_t zero_point) const { return a_size == 2 ? 0 : a_signed ? zero_point : 128 + zero_point; }
 };
 
 // From this many rows on, widening a panel costs less than widening in every tile.

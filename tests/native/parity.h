@@ -72,12 +72,17 @@ void fresh(const Body& body) {
   std::thread(body).join();
 }
 
-// Kernels of a list that this CPU runs, best first; the last one is scalar.
+// Kernels of a list that this CPU runs, best first; the last one is scalar. Prints their names.
 template <class Kernel>
-std::vector<const Kernel*> usable(const pycompress::KernelList<Kernel>& list) {
+std::vector<const Kernel*> usable(const char* op, const pycompress::KernelList<Kernel>& list) {
   std::vector<const Kernel*> out;
+  std::printf("%s kernels:", op);
   for (const Kernel* k : list)
-    if (pycompress::isa_available(k->isa)) out.push_back(k);
+    if (pycompress::isa_available(k->isa)) {
+      out.push_back(k);
+      std::printf(" %s", k->name);
+    }
+  std::printf("\n");
   return out;
 }
 

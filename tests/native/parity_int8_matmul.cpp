@@ -119,7 +119,7 @@ void run() {
   const int64_t shapes[][3] = {{1, 1, 1},    {1, 64, 4},    {2, 3, 5},       {3, 8, 8},   {5, 15, 3},  {6, 16, 2},    {7, 17, 63},
                                {8, 33, 16},  {12, 64, 64},  {13, 65, 31},    {9, 31, 15}, {11, 16, 7}, {4, 130, 257}, {61, 47, 129},
                                {25, 48, 40}, {100, 200, 7}, {150, 20, 2050}, {0, 3, 4},   {3, 0, 4},   {3, 4, 0}};
-  const auto list = parity::usable(kernels());
+  const auto list = parity::usable("int8_matmul", kernels());
   const Kernel& scalar = *list.back();
   parity::expect(scalar.isa == Isa::scalar, "the last kernel is not the scalar one");
   for (const Kernel* kernel : list) {

@@ -1,0 +1,16 @@
+"""The NEON kernels, cross-compiled and run under qemu-user; on an ARM machine test_native_parity.py runs them for real."""
+
+import platform
+
+import pytest
+from support.parity_program import build, run, tool
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine runs NEON itself: test_native_parity.py")
+def test_neon_kernels_agree_under_qemu(tmp_path):
+    compiler, qemu = tool("aarch64-linux-gnu-g++"), tool("qemu-aarch64", "qemu-aarch64-static")
+    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}"]
+    program = build(tmp_path, *system, "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DCMAKE_EXE_LINKER_FLAGS=-static")
+    output = run(qemu, "-cpu", "max", program)
+    assert "int8_matmul kernels: neon_i8mm neon_dotprod neon scalar" in output
+    assert output.rstrip().endswith("\n0 failures")
