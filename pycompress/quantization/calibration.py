@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ def run_batches(
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(f"{where}: data must be an iterable of batches, got {type(data).__name__}")
     batches: Iterable[Any] = [data] if isinstance(data, Tensor) else data
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    total = len(batches) if isinstance(batches, Sized) else None
     count = 0
     for batch in track(batches, where, total=total, progress=progress):
         if forward is not None:

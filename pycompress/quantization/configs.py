@@ -20,6 +20,7 @@ from .codebook import CODEBOOKS, CodebookQuantize
 from .fake_quantize import ActivationQuantizer, FakeQuantize, WeightQuantizer, quantized_weight
 from .layers import float_twin
 from .scheme import Scheme, check_bool, check_int, check_observer
+from .types import Layer
 
 
 class QuantizationConfig:
@@ -45,11 +46,11 @@ class QuantizationConfig:
         """How the layer's input is quantized; None leaves it in float."""
         return None
 
-    def obstacle(self, layer: nn.Module) -> str | None:
+    def obstacle(self, layer: Layer) -> str | None:
         """Why this layer of a supported type cannot be converted, or None."""
         return None
 
-    def convert(self, layer: nn.Module) -> nn.Module:
+    def convert(self, layer: Layer) -> nn.Module:
         """The finished layer for a prepared and calibrated one. The prepared layer is not changed, unless it is the result itself."""
         raise NotImplementedError
 
@@ -62,8 +63,8 @@ class _Int8Config(QuantizationConfig):
     def weight_quantizer(self) -> FakeQuantize:
         return FakeQuantize(Scheme(granularity="channel"))
 
-    def obstacle(self, layer: nn.Module) -> str | None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+    def obstacle(self, layer: Layer) -> str | None:
+        weight: Tensor = layer.weight
         if weight.dtype not in native.DTYPES:
             return f"the int8 layers take float32, bfloat16 and float16, its weight is {weight.dtype}"
         try:
@@ -78,11 +79,11 @@ class _Int8Config(QuantizationConfig):
             return f"Int8Conv2d pads with zeros, not padding_mode={layer.padding_mode!r}"
         return None
 
-    def convert(self, layer: nn.Module) -> nn.Module:
+    def convert(self, layer: Layer) -> nn.Module:
         q, scale, _ = quantized_weight(layer)
         activation: dict[str, Any] = {}
         if hasattr(layer, "input_quantizer"):
-            activation = activation_arguments(layer.input_quantizer)  # type: ignore[arg-type]
+            activation = activation_arguments(layer.input_quantizer)
         layer_type = Int8Conv2d if isinstance(layer, nn.Conv2d) else Int8Linear
         return layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale, **activation)
 
@@ -105,7 +106,7 @@ class Int8Dynamic(_Int8Config):
     def activation_scheme(self) -> Scheme:
         return Scheme(symmetric=self.symmetric, granularity="token")
 
-    def obstacle(self, layer: nn.Module) -> str | None:
+    def obstacle(self, layer: Layer) -> str | None:
         if isinstance(layer, nn.Conv2d) and not self.symmetric:
             return "Int8Conv2d has no zero point per image, take Int8Static or symmetric=True"
         return super().obstacle(layer)
@@ -142,12 +143,12 @@ class Int8WeightOnly(_Int8Config):
     >>> model = pycompress.quantize(model, Int8WeightOnly())
     """
 
-    def obstacle(self, layer: nn.Module) -> str | None:
+    def obstacle(self, layer: Layer) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return f"Int8WeightOnlyConv2d pads with zeros, not padding_mode={layer.padding_mode!r}"
         return None
 
-    def convert(self, layer: nn.Module) -> nn.Module:
+    def convert(self, layer: Layer) -> nn.Module:
         q, scale, _ = quantized_weight(layer)
         layer_type = Int8WeightOnlyConv2d if isinstance(layer, nn.Conv2d) else Int8WeightOnlyLinear
         return layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale)
@@ -159,9 +160,9 @@ class _Simulated(QuantizationConfig):
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     simulated: ClassVar[bool] = True
 
-    def convert(self, layer: nn.Module) -> nn.Module:
+    def convert(self, layer: Layer) -> nn.Module:
         """Bakes the quantized weight into the layer itself; a simulated activation stays, as ``input_quantizer``."""
-        for part in layer.parametrizations.weight:  # type: ignore[union-attr]
+        for part in layer.parametrizations.weight:
             if isinstance(part, WeightQuantizer):
                 part.enabled = True
         remove_parametrizations(layer, "weight")

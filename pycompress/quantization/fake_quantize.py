@@ -17,10 +17,14 @@ from ..ops.affine import SMALLEST_AMAX, dequantize_affine, quantize_affine
 from .observers import range_to_qparams
 from .scheme import Scheme, from_rows, to_rows
 from .ste import fake_quantize_lsq, fake_quantize_ste
+from .types import Layer
 
 
 class WeightQuantizer(nn.Module):
     """Base of the parametrizations of ``weight``; ``enabled=False`` passes the weight through."""
+
+    config: Any
+    """The config that asked for this quantizer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,14 +51,17 @@ class FakeQuantize(WeightQuantizer):
     >>> parametrize.register_parametrization(layer, "weight", FakeQuantize(Scheme(granularity="channel")))
     """
 
+    scale: Any  # None, a buffer, or a parameter
+    zero_point: Any
+    rounded: Tensor | None
+    offset: Tensor | None
+
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
         self.scheme = scheme
         self.learned = False
-        self.register_buffer("scale", None)
-        self.register_buffer("zero_point", None)
-        self.register_buffer("rounded", None)
-        self.register_buffer("offset", None)
+        for name in ("scale", "zero_point", "rounded", "offset"):
+            self.register_buffer(name, None)
 
     def observe(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that the scheme's observer chooses for this weight, (rows,) each."""
@@ -206,30 +213,43 @@ class ActivationQuantizer(nn.Module):
         return f"{self.scheme}{', scale learned' if self.learned else ''}"
 
 
-def quantize_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def quantize_input(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of a prepared layer. A plain function, so that the model can be copied."""
-    quantizer: nn.Module = layer.input_quantizer  # type: ignore[assignment]
+    quantizer = layer.input_quantizer
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": quantizer(kwargs["input"])}
 
 
-def weight_quantizer(layer: nn.Module) -> WeightQuantizer | None:
+def weight_quantizer(layer: Layer) -> WeightQuantizer | None:
     """The quantizing parametrization of a prepared layer's weight, or None."""
     if parametrize.is_parametrized(layer, "weight"):
-        for part in layer.parametrizations.weight:  # type: ignore[union-attr]
+        for part in layer.parametrizations.weight:
             if isinstance(part, WeightQuantizer):
                 return part
     return None
 
 
-@torch.no_grad()
-def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """(integers int32 in the weight's shape, scale, zero_point) of a layer prepared with ``FakeQuantize``, whatever else
-    parametrizes its weight."""
+def layer_quantizer(layer: Layer) -> WeightQuantizer:
+    """``weight_quantizer`` of a layer that is known to be prepared."""
+    quantizer = weight_quantizer(layer)
+    assert quantizer is not None
+    return quantizer
+
+
+def affine_quantizer(layer: Layer) -> FakeQuantize:
+    """The ``FakeQuantize`` of a prepared layer's weight. ``ValueError`` if it has none."""
     quantizer = weight_quantizer(layer)
     if not isinstance(quantizer, FakeQuantize):
-        raise ValueError(f"quantized_weight: layer must be prepared with FakeQuantize, got {type(layer).__name__}")
+        raise ValueError(f"layer must be prepared with FakeQuantize, got {type(layer).__name__}")
+    return quantizer
+
+
+@torch.no_grad()
+def quantized_weight(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """(integers int32 in the weight's shape, scale, zero_point) of a layer prepared with ``FakeQuantize``, whatever else
+    parametrizes its weight."""
+    quantizer = affine_quantizer(layer)
     seen: list[Tensor] = []
     handle = quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     enabled, quantizer.enabled = quantizer.enabled, True

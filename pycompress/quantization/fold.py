@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from ..analysis.inputs import check_model
 from ..nn.base import CompressedModule, set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, ignored, replace
+from .types import Layer, Norm
 
 _PAIRS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -65,7 +66,7 @@ def fold_pairs(model: nn.Module, pairs: dict[str, str], reasons: dict[str, str])
     """Carry out what ``foldable`` found, in place."""
     for norm_name, layer_name in pairs.items():
         norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
-        if _fold(layer, norm):  # type: ignore[arg-type]
+        if _fold(layer, norm):
             replace(model, norm, nn.Identity())
         else:
             reasons = {**reasons, norm_name: "kept: the weight before it has a parametrization that does not scale"}
@@ -73,10 +74,10 @@ def fold_pairs(model: nn.Module, pairs: dict[str, str], reasons: dict[str, str])
         set_note(model.get_submodule(norm_name), reason)
 
 
-def _obstacle(layer: nn.Module, norm: nn.Module, tied: set[int]) -> str | None:
+def _obstacle(layer: Layer, norm: Norm, tied: set[int]) -> str | None:
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
-    if norm.num_features != layer.weight.shape[0]:  # type: ignore[union-attr, operator]
+    if norm.num_features != layer.weight.shape[0]:
         return "it does not normalize the output channels of the layer before it"
     if any(id(parameter) in tied for part in (layer, norm) for parameter in part.parameters()):
         return "it or the layer before it shares a parameter with another layer"
@@ -106,7 +107,7 @@ class _Tracer(fx.Tracer):
         return self.shallow or isinstance(m, (*_PAIRS, *_NORMS, CompressedModule)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _adjacent(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _adjacent(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
     """(layer, BatchNorm) pairs in which both are called once and the BatchNorm alone reads the layer's output."""
     graph = trace(model, shallow=False)
     if graph is not None:
@@ -129,7 +130,7 @@ def trace(module: nn.Module, shallow: bool) -> fx.Graph | None:
         return None
 
 
-def _pairs(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _pairs(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[Layer, Layer]]:
     calls: dict[nn.Module, int] = {}
     # Weights that the graph reads directly would change under their reader when folded into.
     read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
@@ -143,22 +144,22 @@ def _pairs(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[nn.Module, nn.Mod
         before = node.args[0]
         if before.op != "call_module" or len(before.users) != 1 or before.target in read:
             continue
-        layer, norm = root.get_submodule(before.target), root.get_submodule(node.target)
+        layer, norm = root.get_submodule(str(before.target)), root.get_submodule(node.target)
         matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
         if matches and calls[layer] == calls[norm] == 1:
             yield layer, norm
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: nn.Module) -> bool:
+def _fold(layer: Layer, norm: Norm) -> bool:
     """Fold in place; False, with nothing changed, if a parametrization of the weight does not let the factor through."""
     mean, var, eps = norm.running_mean, norm.running_var, norm.eps
     gamma = torch.ones_like(var) if norm.weight is None else norm.weight
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
-    dtype = layer.weight.dtype  # type: ignore[union-attr]
+    dtype = layer.weight.dtype
     factor = gamma.double() / torch.sqrt(var.double() + eps)
-    shape = (-1, *[1] * (layer.weight.dim() - 1))  # type: ignore[union-attr, operator]
-    weight = layer.weight.double() * factor.view(shape)  # type: ignore[union-attr, operator]
+    shape = (-1, *[1] * (layer.weight.dim() - 1))
+    weight = layer.weight.double() * factor.view(shape)
     if not _assign_weight(layer, weight.to(dtype), factor.view(shape).to(dtype)):
         return False
     bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
@@ -166,21 +167,21 @@ def _fold(layer: nn.Module, norm: nn.Module) -> bool:
     if layer.bias is None:
         layer.bias = nn.Parameter(bias)
     else:
-        layer.bias.copy_(bias)  # type: ignore[operator]
+        layer.bias.copy_(bias)
     return True
 
 
-def _assign_weight(layer: nn.Module, weight: Tensor, factor: Tensor) -> bool:
+def _assign_weight(layer: Layer, weight: Tensor, factor: Tensor) -> bool:
     if not parametrize.is_parametrized(layer, "weight"):
-        layer.weight.copy_(weight)  # type: ignore[operator, union-attr]
+        layer.weight.copy_(weight)
         return True
     # A mask commutes with a factor per output channel, a weight norm does not: try it and look.
-    chain = layer.parametrizations.weight  # type: ignore[union-attr]
+    chain = layer.parametrizations.weight
     if not chain.is_tensor:
         return False
     before = chain.original.clone()
     chain.original.mul_(factor)
-    if torch.allclose(layer.weight, weight, rtol=1e-4, atol=0):  # type: ignore[arg-type]
+    if torch.allclose(layer.weight, weight, rtol=1e-4, atol=0):
         return True
     chain.original.copy_(before)
     return False

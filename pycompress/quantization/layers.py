@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ..nn.base import CompressedModule
 from ..nn.surgery import Ignore, all_names, ignored
+from .types import Layer
 
 if TYPE_CHECKING:
     from .configs import QuantizationConfig
@@ -87,7 +88,7 @@ def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
     return owners
 
 
-def _obstacle(module: nn.Module, config: QuantizationConfig, owners: dict[int, list[nn.Module]], inside_attention: bool) -> str | None:
+def _obstacle(module: Layer, config: QuantizationConfig, owners: dict[int, list[nn.Module]], inside_attention: bool) -> str | None:
     kind = type(module).__name__.removeprefix("Parametrized")
     if not isinstance(module, config.layer_types):
         return f"{type(config).__name__} has no layer for {kind}"
@@ -103,9 +104,9 @@ def _obstacle(module: nn.Module, config: QuantizationConfig, owners: dict[int, l
         return "its weight is not a parameter (an old-style weight_norm or spectral_norm?)"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks, which a new layer would lose"
-    if not module.weight.is_floating_point():  # type: ignore[operator, union-attr]
+    if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, not a floating point type"
-    if module.weight.numel() == 0:  # type: ignore[operator, union-attr]
+    if module.weight.numel() == 0:
         return "its weight is empty"
     return config.obstacle(module)
 
@@ -120,18 +121,18 @@ def _why_none(names: dict[nn.Module, list[str]], kept: dict[str, str]) -> str:
     return ""
 
 
-def float_twin(layer: nn.Module) -> nn.Module:
+def float_twin(layer: Layer) -> Layer:
     """A plain layer with the effective weight of a parametrized one, in its mode (training or not). Tensors are shared, not copied."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, assignment, operator]
+    weight: Tensor = layer.weight.detach()
     bias = layer.bias
-    options = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
+    options: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
     if isinstance(layer, nn.Linear):
-        twin: nn.Module = nn.Linear(layer.in_features, layer.out_features, **options)
+        twin: Layer = nn.Linear(layer.in_features, layer.out_features, **options)
     else:
-        kind = next(base for base in _FLOAT_LAYERS if isinstance(layer, base))
+        kind: Any = next(base for base in _FLOAT_LAYERS if isinstance(layer, base))
         same = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")}
-        twin = kind(layer.in_channels, layer.out_channels, **same, **options)  # type: ignore[union-attr]
+        twin = kind(layer.in_channels, layer.out_channels, **same, **options)
     twin.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        twin.bias = nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[operator]
+        twin.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return twin.train(layer.training)

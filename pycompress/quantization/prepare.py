@@ -9,14 +9,15 @@ from torch.nn.utils import parametrize
 
 from ..nn.parametrized import remove_parametrizations
 from .configs import QuantizationConfig
-from .fake_quantize import ActivationQuantizer, FakeQuantize, WeightQuantizer, quantize_input, weight_quantizer
+from .fake_quantize import ActivationQuantizer, FakeQuantize, WeightQuantizer, layer_quantizer, quantize_input, weight_quantizer
+from .types import Layer
 
 Qat = Literal["ste", "lsq"]
 
 _SAMPLE_DIMS = {nn.Linear: 1, nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}
 
 
-def prepare_layer(name: str, layer: nn.Module, config: QuantizationConfig, qat: Qat | None) -> None:
+def prepare_layer(name: str, layer: Layer, config: QuantizationConfig, qat: Qat | None) -> None:
     """Parametrize the weight with the config's quantizer and, if it quantizes activations, hang an ``input_quantizer`` before the layer.
 
     Without ``qat`` the layer computes in float until it is calibrated.
@@ -25,15 +26,15 @@ def prepare_layer(name: str, layer: nn.Module, config: QuantizationConfig, qat: 
     static = scheme is not None and not scheme.dynamic
     simulate = qat is not None or not static
     quantizer = config.weight_quantizer()
-    quantizer.config = config  # type: ignore[assignment]
+    quantizer.config = config
     weight = layer.weight
     if isinstance(quantizer, FakeQuantize):
         if qat == "lsq":
-            quantizer.learn(weight)  # type: ignore[arg-type]
+            quantizer.learn(weight)
         elif quantizer.scheme.observer != "minmax":
-            quantizer.fix(*quantizer.observe(weight))  # type: ignore[arg-type]
+            quantizer.fix(*quantizer.observe(weight))
     quantizer.enabled = simulate
-    quantizer.train(layer.training).to(weight.device)  # type: ignore[arg-type]
+    quantizer.train(layer.training).to(weight.device)
     parametrize.register_parametrization(layer, "weight", quantizer)
     if scheme is None:
         return
@@ -43,11 +44,11 @@ def prepare_layer(name: str, layer: nn.Module, config: QuantizationConfig, qat: 
         activation.learn()
     activation.observing = qat is not None and static
     activation.quantizing = simulate
-    layer.input_quantizer = activation.train(layer.training).to(weight.device)  # type: ignore[arg-type]
+    layer.input_quantizer = activation.train(layer.training).to(weight.device)
     layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
 
 
-def prepared_layers(model: nn.Module) -> dict[str, nn.Module]:
+def prepared_layers(model: nn.Module) -> dict[str, Layer]:
     """Layers with a quantizing weight parametrization, by first path, each once."""
     found: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -56,15 +57,14 @@ def prepared_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for module, name in found.items()}
 
 
-def config_of(layer: nn.Module) -> QuantizationConfig:
-    quantizer = weight_quantizer(layer)
-    assert quantizer is not None
-    return quantizer.config  # type: ignore[return-value]
+def config_of(layer: Layer) -> QuantizationConfig:
+    config: QuantizationConfig = layer_quantizer(layer).config
+    return config
 
 
-def strip_layer(layer: nn.Module) -> None:
+def strip_layer(layer: Layer) -> None:
     """Take the simulation off; other parametrizations (masks) stay."""
-    chain = layer.parametrizations.weight  # type: ignore[union-attr]
+    chain = layer.parametrizations.weight
     if len(chain) > 1:
         del chain[next(i for i, part in enumerate(chain) if isinstance(part, WeightQuantizer))]
     else:

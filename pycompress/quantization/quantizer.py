@@ -15,10 +15,11 @@ from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, repl
 from .algorithms import check_algorithms
 from .calibration import Forward, evaluating, modules_of, run_batches, uncalled
 from .configs import QuantizationConfig
-from .fake_quantize import ActivationQuantizer, weight_quantizer
+from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_batch_norm, fold_pairs, foldable
 from .layers import choose_layers
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
+from .types import Layer
 
 Config = QuantizationConfig | Mapping[str, QuantizationConfig]
 
@@ -104,7 +105,7 @@ class Quantizer:
             for part in reached:
                 part.calculate_qparams()
         for layer in layers.values():
-            weight_quantizer(layer).enabled = _is_ready(layer)  # type: ignore[union-attr]
+            layer_quantizer(layer).enabled = _is_ready(layer)
         for part in modules_of(model, ActivationQuantizer).values():
             part.quantizing = part.ready
         return model
@@ -234,7 +235,7 @@ def _has_static(config: Config) -> bool:
     return any(scheme is not None and not scheme.dynamic for scheme in schemes)
 
 
-def _prepared(where: str, model: nn.Module) -> dict[str, nn.Module]:
+def _prepared(where: str, model: nn.Module) -> dict[str, Layer]:
     check_model(where, model)
     layers = prepared_layers(model)
     if not layers:
@@ -242,17 +243,17 @@ def _prepared(where: str, model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def _is_ready(layer: nn.Module) -> bool:
-    return not hasattr(layer, "input_quantizer") or layer.input_quantizer.ready  # type: ignore[union-attr, return-value]
+def _is_ready(layer: Layer) -> bool:
+    return not hasattr(layer, "input_quantizer") or layer.input_quantizer.ready
 
 
 @contextmanager
 def _observing(model: nn.Module) -> Iterator[dict[str, ActivationQuantizer]]:
     """Float model, fresh observers, no training; yields the static quantizers. An error puts ranges and switches back."""
     parts: dict[str, ActivationQuantizer] = modules_of(model, ActivationQuantizer)
-    weights = [weight_quantizer(layer) for layer in prepared_layers(model).values()]
+    weights = [layer_quantizer(layer) for layer in prepared_layers(model).values()]
     switches = [(part, part.observing, part.quantizing) for part in parts.values()]
-    enabled = [(weight, weight.enabled) for weight in weights if weight is not None]
+    enabled = [(weight, weight.enabled) for weight in weights]
     static = {name: part for name, part in parts.items() if not part.scheme.dynamic}
     kept = {part: copy.deepcopy(part.observer) for part in static.values()}
     for part in parts.values():

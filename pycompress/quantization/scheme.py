@@ -33,11 +33,11 @@ class Scheme:
     @property
     def quant_min(self) -> int:
         """-(2**(bits-1) - 1) if symmetric, so that negation stays in range, else -2**(bits-1)."""
-        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
 
     @property
     def quant_max(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def dynamic(self) -> bool:

@@ -18,6 +18,7 @@ from .configs import QuantizationConfig
 from .fake_quantize import weight_quantizer
 from .prepare import prepared_layers
 from .quantizer import Quantizer
+from .types import Layer
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def sensitivity(
             for name, layer in track(list(layers.items()), f"sensitivity to {type(config).__name__}", progress=progress):
                 with only(layers, name):
                     loss = reference - float(measure(prepared))
-                results.append(LayerSensitivity(name, config, loss, layer.weight.numel()))  # type: ignore[union-attr, operator]
+                results.append(LayerSensitivity(name, config, loss, layer.weight.numel()))
     return sorted(results, key=lambda entry: -entry.loss)
 
 
 @contextmanager
-def only(layers: dict[str, nn.Module], name: str | None) -> Iterator[None]:
+def only(layers: dict[str, Layer], name: str | None) -> Iterator[None]:
     """Switch off the simulation of all prepared layers but one (of all, for None). A layer that was never calibrated stays off."""
     switches: list[tuple[Any, str, bool]] = []
     for key, layer in layers.items():

@@ -47,7 +47,8 @@ def fake_quantize_ste(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: i
 
     >>> y = fake_quantize_ste(x, torch.tensor(0.1), torch.tensor(0), -127, 127)
     """
-    return _FakeQuantize.apply(x, scale.detach(), zero_point, quant_min, quant_max, 1.0)
+    y: Tensor = _FakeQuantize.apply(x, scale.detach(), zero_point, quant_min, quant_max, 1.0)
+    return y
 
 
 def fake_quantize_lsq(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
@@ -57,4 +58,5 @@ def fake_quantize_lsq(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: i
     values per scale.
     """
     n = max(1, x.numel() // max(1, scale.numel()))
-    return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, (n * quant_max) ** -0.5)
+    y: Tensor = _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, (n * quant_max) ** -0.5)
+    return y

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Forward
-from ..fake_quantize import weight_quantizer
+from ..fake_quantize import layer_quantizer
 from .base import algorithm
 from .inputs import float_weight, input_moments, rounding_layers
 
@@ -35,16 +35,15 @@ def bias_correction(
     with torch.no_grad():
         for name, moment in moments.items():
             layer = layers[name]
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            quantizer = weight_quantizer(layer)
-            assert quantizer is not None
+            weight: Tensor = layer.weight
+            quantizer = layer_quantizer(layer)
             exact = float_weight(layer)
             enabled, quantizer.enabled = quantizer.enabled, True
-            difference = exact - layer.weight.double().view(exact.shape)  # type: ignore[operator, union-attr]
+            difference = exact - layer.weight.double().view(exact.shape)
             quantizer.enabled = enabled
             shift = (difference @ moment.mean[:, :, None]).flatten().to(weight.dtype)
             if layer.bias is None:
                 layer.bias = nn.Parameter(shift)
             else:
-                layer.bias.add_(shift)  # type: ignore[operator]
+                layer.bias.add_(shift)
     return model

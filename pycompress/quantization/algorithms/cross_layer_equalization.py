@@ -14,6 +14,7 @@ from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
 from ..fold import trace
 from ..scheme import check_int
+from ..types import Layer
 from .base import algorithm
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,7 +61,7 @@ def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: 
     return model
 
 
-def equalizable(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def equalizable(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
     """(layer, next layer) pairs in which nothing else reads what flows between them."""
     graph = trace(model, shallow=False)
     if graph is None:
@@ -87,16 +88,16 @@ def equalizable(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             calls.count(part) == 1 and not parametrize.is_parametrized(part) and not part._forward_hooks and not part._forward_pre_hooks
             for part in (layer, module)
         )
-        if usable and node.target not in read and after.target not in read and _fits(layer, module, flat):  # type: ignore[arg-type]
-            yield layer, module  # type: ignore[misc]
+        if usable and node.target not in read and after.target not in read and _fits(layer, module, flat):
+            yield layer, module
 
 
-def _dims(layer: nn.Module) -> int:
+def _dims(layer: Layer) -> int:
     """0 for Linear, d for a convolution of d dimensions."""
-    return 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)  # type: ignore[arg-type]
+    return 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
 
 
-def _passes(node: fx.Node, module: nn.Module | None, layer: nn.Module) -> bool:
+def _passes(node: fx.Node, module: nn.Module | None, layer: Layer) -> bool:
     """Whether a scale per output channel of ``layer`` comes through this node."""
     d = _dims(layer)
     if module is not None:
@@ -114,9 +115,9 @@ def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
     return named and node.args[1:] == (1,) and not node.kwargs
 
 
-def _fits(first: nn.Module, second: nn.Module, flat: bool) -> bool:
+def _fits(first: Layer, second: Layer, flat: bool) -> bool:
     """Whether each input feature of ``second`` belongs to one output channel of ``first``."""
-    channels: int = first.weight.shape[0]  # type: ignore[union-attr, operator, assignment]
+    channels: int = first.weight.shape[0]
     if isinstance(second, nn.Linear):
         if isinstance(first, nn.Linear):
             return second.in_features == channels
@@ -124,17 +125,17 @@ def _fits(first: nn.Module, second: nn.Module, flat: bool) -> bool:
     return not flat and _dims(first) == _dims(second) and second.in_channels == channels
 
 
-def _by_input(second: nn.Module, channels: int) -> Tensor:
+def _by_input(second: Layer, channels: int) -> Tensor:
     """View of the second weight as (groups, outputs, channels per group, rest)."""
-    weight: Tensor = second.weight  # type: ignore[assignment]
+    weight: Tensor = second.weight
     groups = getattr(second, "groups", 1)
     return weight.view(groups, weight.shape[0] // groups, channels // groups, -1)
 
 
 @torch.no_grad()
-def _equalize(first: nn.Module, second: nn.Module) -> float:
+def _equalize(first: Layer, second: Layer) -> float:
     """One pair, in place; returns how far the largest factor was from 1."""
-    weight: Tensor = first.weight  # type: ignore[assignment]
+    weight: Tensor = first.weight
     channels = weight.shape[0]
     after = _by_input(second, channels)
     range1 = weight.flatten(1).abs().amax(dim=1).double()
@@ -143,6 +144,6 @@ def _equalize(first: nn.Module, second: nn.Module) -> float:
     scale = torch.where(usable, (range1 / range2.clamp(min=1e-30)).sqrt(), torch.ones_like(range1))
     weight.copy_(weight.double() / scale.view(-1, *[1] * (weight.dim() - 1)))
     if first.bias is not None:
-        first.bias.copy_(first.bias.double() / scale)  # type: ignore[operator]
+        first.bias.copy_(first.bias.double() / scale)
     after.copy_(after.double() * scale.view(after.shape[0], 1, -1, 1))
     return float((scale.log().abs()).max())

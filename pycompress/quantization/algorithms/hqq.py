@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.affine import dequantize_affine, quantize_affine
-from ..fake_quantize import FakeQuantize, weight_quantizer
+from ..fake_quantize import affine_quantizer
 from ..scheme import check_int
 from .base import algorithm
 from .inputs import float_weight, rounding_layers
@@ -30,12 +30,12 @@ def hqq(model: nn.Module, *, p: float = 0.7, beta: float = 10.0, growth: float =
     if not 0 < p <= 1 or not beta > 0 or not growth >= 1:
         raise ValueError(f"hqq: p must be in (0, 1], beta positive and growth at least 1, got {p}, {beta} and {growth}")
     layers = rounding_layers("hqq", model)
-    quantizers: dict[str, FakeQuantize] = {name: weight_quantizer(layer) for name, layer in layers.items()}  # type: ignore[misc]
+    quantizers = {name: affine_quantizer(layer) for name, layer in layers.items()}
     for name, quantizer in quantizers.items():
         if quantizer.scheme.symmetric:
             raise ValueError(f"hqq: weights must be asymmetric, FakeQuant(symmetric=False), got {quantizer.scheme} for layer {name!r}")
     for name, quantizer in quantizers.items():
-        weight = float_weight(layers[name]).float().view(layers[name].weight.shape)  # type: ignore[union-attr]
+        weight = float_weight(layers[name]).float().view(layers[name].weight.shape)
         scale, zero_point = quantizer.qparams(weight)
         limits = (quantizer.scheme.quant_min, quantizer.scheme.quant_max)
         quantizer.fix(scale, zero_point)

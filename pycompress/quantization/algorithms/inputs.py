@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ...analysis.inputs import check_model
 from ..calibration import Forward, evaluating, run_batches
-from ..fake_quantize import FakeQuantize, weight_quantizer
+from ..fake_quantize import FakeQuantize, affine_quantizer, layer_quantizer, weight_quantizer
 from ..prepare import prepared_layers
 from ..scheme import from_rows
+from ..types import Layer
 
 
 @dataclass
@@ -40,13 +41,13 @@ class InputMoments:
             self.count += n
 
 
-def rounding_layers(where: str, model: nn.Module) -> dict[str, nn.Module]:
+def rounding_layers(where: str, model: nn.Module) -> dict[str, Layer]:
     """Prepared layers with affine weights. ``ValueError`` if there is none, or if their scales are being trained."""
     check_model(where, model)
     layers = {name: layer for name, layer in prepared_layers(model).items() if isinstance(weight_quantizer(layer), FakeQuantize)}
     if not layers:
         raise ValueError(f"{where}: model must be prepared with an affine config, call Quantizer.prepare first")
-    if any(weight_quantizer(layer).learned for layer in layers.values()):  # type: ignore[union-attr]
+    if any(affine_quantizer(layer).learned for layer in layers.values()):
         raise ValueError(f"{where}: model must be prepared without qat='lsq', whose scales are parameters")
     return layers
 
@@ -54,7 +55,7 @@ def rounding_layers(where: str, model: nn.Module) -> dict[str, nn.Module]:
 def input_moments(
     where: str,
     model: nn.Module,
-    layers: dict[str, nn.Module],
+    layers: dict[str, Layer],
     data: Iterable[Any],
     *,
     example_inputs: Any = None,
@@ -66,7 +67,7 @@ def input_moments(
     found: dict[str, InputMoments] = {}
 
     def hook(name: str) -> Any:
-        def collect(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        def collect(layer: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             columns = to_columns(layer, args[0] if args else kwargs["input"])
             if name not in found:
                 groups, k, _ = columns.shape
@@ -92,8 +93,8 @@ def input_moments(
 @contextmanager
 def float_weights(model: nn.Module) -> Iterator[None]:
     """Weight quantizers switched off."""
-    parts = [weight_quantizer(layer) for layer in prepared_layers(model).values()]
-    before = [(part, part.enabled) for part in parts if part is not None]
+    parts = [layer_quantizer(layer) for layer in prepared_layers(model).values()]
+    before = [(part, part.enabled) for part in parts]
     for part, _ in before:
         part.enabled = False
     try:
@@ -103,41 +104,40 @@ def float_weights(model: nn.Module) -> Iterator[None]:
             part.enabled = enabled
 
 
-def to_columns(layer: nn.Module, x: Tensor) -> Tensor:
+def to_columns(layer: Layer, x: Tensor) -> Tensor:
     """Inputs as (groups, K, n), so that the output without bias is ``weight.view(groups, -1, K) @ columns``."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).t()[None]
-    sizes: tuple[int, ...] = layer.kernel_size  # type: ignore[assignment]
+    sizes: tuple[int, ...] = layer.kernel_size
     d = len(sizes)
     x = x if x.dim() == d + 2 else x[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
-    for i, (size, stride, dilation) in enumerate(zip(sizes, layer.stride, layer.dilation, strict=True)):  # type: ignore[arg-type]
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    for i, (size, stride, dilation) in enumerate(zip(sizes, layer.stride, layer.dilation, strict=True)):
         x = x.unfold(2 + i, dilation * (size - 1) + 1, stride)[..., ::dilation]
     # (N, C, out..., kernel...) -> (C, kernel..., N, out...)
     x = x.permute(1, *range(2 + d, 2 + 2 * d), 0, *range(2, 2 + d))
-    groups: int = layer.groups  # type: ignore[assignment]
-    return x.reshape(groups, layer.weight[0].numel(), -1)  # type: ignore[index]
+    groups: int = layer.groups
+    return x.reshape(groups, layer.weight[0].numel(), -1)
 
 
 @torch.no_grad()
-def float_weight(layer: nn.Module) -> Tensor:
+def float_weight(layer: Layer) -> Tensor:
     """Effective weight before quantization (masks applied), float64, (groups, rows per group, K)."""
-    quantizer = weight_quantizer(layer)
-    assert quantizer is not None
+    quantizer = layer_quantizer(layer)
     enabled, quantizer.enabled = quantizer.enabled, False
     try:
-        weight = layer.weight.detach()  # type: ignore[union-attr, operator]
+        weight = layer.weight.detach()
     finally:
         quantizer.enabled = enabled
     return weight.double().view(getattr(layer, "groups", 1), -1, weight[0].numel())
 
 
-def grid(layer: nn.Module) -> tuple[Tensor, Tensor, FakeQuantize]:
+def grid(layer: Layer) -> tuple[Tensor, Tensor, FakeQuantize]:
     """(scale float32, zero_point int32) of every weight, each (groups, rows per group, K), and the quantizer they come from."""
-    quantizer: FakeQuantize = weight_quantizer(layer)  # type: ignore[assignment]
+    quantizer = affine_quantizer(layer)
     weight = float_weight(layer)
-    shaped = weight.float().view(layer.weight.shape)  # type: ignore[union-attr]
+    shaped = weight.float().view(layer.weight.shape)
     scale, zero_point = quantizer.qparams(shaped)
     rows = quantizer.rows(shaped)
     full = [from_rows(t[:, None].expand_as(rows), shaped.shape).reshape(weight.shape) for t in (scale, zero_point)]
@@ -145,9 +145,9 @@ def grid(layer: nn.Module) -> tuple[Tensor, Tensor, FakeQuantize]:
 
 
 @torch.no_grad()
-def set_rounded(layer: nn.Module, value: Tensor) -> None:
+def set_rounded(layer: Layer, value: Tensor) -> None:
     """Let a weight that lies on the layer's grid, (groups, rows per group, K), be the quantized weight."""
-    quantizer: FakeQuantize = weight_quantizer(layer)  # type: ignore[assignment]
-    shape = layer.weight.shape  # type: ignore[union-attr]
+    quantizer = affine_quantizer(layer)
+    shape = layer.weight.shape
     scale, zero_point = quantizer.qparams(float_weight(layer).float().view(shape))
     quantizer.hold(value.float().view(shape), scale, zero_point)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
 from ..calibration import Forward, evaluating, run_batches
+from ..types import Norm
 from .base import algorithm
 
 
@@ -95,7 +96,8 @@ class _Watch(TorchFunctionMode):
         for norm in self._norms:
             self._handles.append(norm.register_forward_hook(self._remember))
         self._handles.append(self._model.register_forward_hook(self._end_of_call))
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         for handle in self._handles:
@@ -103,7 +105,7 @@ class _Watch(TorchFunctionMode):
         self._alive.clear()
         super().__exit__(*exception)
 
-    def _remember(self, norm: nn.Module, args: Any, output: Any) -> None:
+    def _remember(self, norm: Norm, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.numel() == 0:
             return
         with torch._C.DisableTorchFunction():
@@ -175,7 +177,7 @@ def _parameter_owners(model: nn.Module) -> dict[int, list[nn.Module]]:
 
 
 @torch.no_grad()
-def _smooth(norm: nn.Module, readers: list[nn.Linear], amax: Tensor, sample: Tensor, alpha: float) -> None:
+def _smooth(norm: Norm, readers: list[nn.Linear], amax: Tensor, sample: Tensor, alpha: float) -> None:
     weight = torch.stack([reader.weight.abs().amax(dim=0).float() for reader in readers]).amax(dim=0)
     scale = amax.pow(alpha) / weight.pow(1 - alpha)
     # A channel that is always 0, or that nobody reads, has no size to balance.

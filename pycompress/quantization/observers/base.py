@@ -23,6 +23,9 @@ class Observer(nn.Module):
     >>> observer.observe(torch.tensor([-1.0, 2.0])); scale, zero_point = observer.calculate_qparams()
     """
 
+    low: Tensor
+    high: Tensor
+
     per_channel: ClassVar[bool] = True
     """Whether ``axis`` may be given."""
 

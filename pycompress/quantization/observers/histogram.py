@@ -16,6 +16,9 @@ class HistogramObserver(Observer):
     ``bins``: a multiple of 4; default 8192 per tensor, 2048 per channel (8 or more bins for each step of 8-bit quantization).
     """
 
+    limit: Tensor
+    counts: Tensor
+
     def __init__(self, quant_min: int, quant_max: int, symmetric: bool, axis: int | None = None, *, bins: int | None = None) -> None:
         bins = (8192 if axis is None else 2048) if bins is None else bins
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 4 or bins % 4:
