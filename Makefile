@@ -14,10 +14,14 @@ PYTHON ?= python3
 PYCOMPRESS_NATIVE ?= 1
 export PYCOMPRESS_NATIVE
 ARGS ?=
+# A worker per core, each with one thread: the tests are many and small. Thread counts that matter are set by the tests.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# As many processes as cores, one thread each: most tests are too small for more. Tests of threading set their own.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q --numprocesses auto --dist worksteal
 # One stamp per kind of install, so that a change of PYCOMPRESS_NATIVE installs anew.
 INSTALLED := $(VENV)/.installed-native-$(PYCOMPRESS_NATIVE)
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
@@ -30,13 +34,13 @@ demo: $(INSTALLED)
 	$(RUN) -m pycompress demo $(ARGS)
 
 test: $(INSTALLED)
-	PYCOMPRESS_REQUIRE_NATIVE=$(PYCOMPRESS_NATIVE) $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+	PYCOMPRESS_REQUIRE_NATIVE=$(PYCOMPRESS_NATIVE) $(PYTEST) -m "not packaging" $(ARGS)
 
 test-scalar: $(INSTALLED)
-	PYCOMPRESS_ISA=scalar $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+	PYCOMPRESS_ISA=scalar $(PYTEST) -m "not packaging" $(ARGS)
 
 test-none: $(INSTALLED)
-	PYCOMPRESS_DISABLE_NATIVE=1 $(RUN) -m pytest -q -m "not packaging" $(ARGS)
+	PYCOMPRESS_DISABLE_NATIVE=1 $(PYTEST) -m "not packaging" $(ARGS)
 
 test-packaging: $(INSTALLED)
 	env -u PYCOMPRESS_NATIVE $(RUN) -m pytest -q -m packaging $(ARGS)

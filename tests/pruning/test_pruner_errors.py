@@ -73,7 +73,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "text"), CASES, ids=[str(case[0]) for case in CASES])
+@pytest.mark.parametrize(("arguments", "error", "text"), CASES, ids=[f"{i} {sorted(case[0])}" for i, case in enumerate(CASES)])
 def test_bad_argument(arguments, error, text):
     model = Residual()
     before = fingerprint(model)
