@@ -1,8 +1,20 @@
 """Modules that own compressed weights, each a drop-in for a torch.nn layer."""
 
 from .base import LAYERS, CompressedModule
+from .embedding import Int4Embedding, Int8Embedding
+from .int4_linear import Int4Linear
 from .int8_conv2d import Int8Conv2d
 from .int8_linear import Int8Linear
 from .int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
 
-__all__ = ["LAYERS", "CompressedModule", "Int8Conv2d", "Int8Linear", "Int8WeightOnlyConv2d", "Int8WeightOnlyLinear"]
+__all__ = [
+    "LAYERS",
+    "CompressedModule",
+    "Int4Embedding",
+    "Int4Linear",
+    "Int8Conv2d",
+    "Int8Embedding",
+    "Int8Linear",
+    "Int8WeightOnlyConv2d",
+    "Int8WeightOnlyLinear",
+]

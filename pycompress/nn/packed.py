@@ -76,7 +76,10 @@ class PackedModule(CompressedModule):
             if buffer is not None:
                 moved = fn(buffer)
                 self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-        self._set_canonical({name: fn(tensor) for name, tensor in canonical.items()})
+        for name, tensor in canonical.items():
+            moved = fn(tensor)
+            canonical[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        self._set_canonical(canonical)
         self._loaded()
         return self
 
