@@ -33,6 +33,14 @@
 #define PC_ARM64 0
 #endif
 
+// Compilers that know the VEX encoding of VNNI.
+#if PC_X86 && ((defined(__clang__) && __clang_major__ >= 13) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || \
+               (defined(_MSC_VER) && !defined(__clang__) && _MSC_VER >= 1930))
+#define PC_HAVE_AVX_VNNI 1
+#else
+#define PC_HAVE_AVX_VNNI 0
+#endif
+
 // arm_neon.h declares intrinsics above the baseline for GCC, and for Clang from 17 on; older ones only with a -march flag.
 #if PC_ARM64 && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 17)
 #define PC_HAVE_NEON_EXTENSIONS 1

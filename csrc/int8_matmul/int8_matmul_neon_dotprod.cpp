@@ -21,6 +21,7 @@ PC_INLINE void step(int32x4_t (&c)[R][4], const int8x16_t (&x)[R], const int8_t*
     c[r][2] = vdotq_laneq_s32(c[r][2], w2, x[r], kLane);
     c[r][3] = vdotq_laneq_s32(c[r][3], w3, x[r], kLane);
   }
+  __asm__ volatile("" ::: "memory");  // GCC would load the weights of all steps first, and spill
 }
 
 template <int R>

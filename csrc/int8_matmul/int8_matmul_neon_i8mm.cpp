@@ -6,8 +6,8 @@
 namespace pycompress::int8_matmul {
 namespace {
 
-// 6 x 16, in blocks of 2 x 2: 24 accumulators, 1 vector of b, 3 of a: 28 of 32 registers.
-constexpr int kMr = 6, kNr = 16, kKr = 8;
+// 4 x 16, in blocks of 2 x 2: 16 accumulators, 8 vectors of b, 2 of a: 26 of 32 registers. (6 x 16 fits by count, but GCC spills.)
+constexpr int kMr = 4, kNr = 16, kKr = 8;
 
 PC_TARGET_BEGIN(PC_NEON_I8MM)
 
@@ -23,23 +23,23 @@ template <int R>
 void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* b, int32_t* acc) {
   constexpr int kPairs = (R + 1) / 2;
   int32x4_t c[kPairs][8];
-#pragma GCC unroll 3
+#pragma GCC unroll 2
   for (int p = 0; p < kPairs; ++p)
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) c[p][v] = vdupq_n_s32(0);
   for (int s = 0; s < segments; ++s, a += R)
     for (int64_t i = 0; i < depth; i += kKr, b += kKr * kNr) {
       int8x16_t x[kPairs];
-#pragma GCC unroll 3
+#pragma GCC unroll 2
       for (int p = 0; p < kPairs; ++p) x[p] = pair<R>(a, p, i);
 #pragma GCC unroll 8
       for (int v = 0; v < 8; ++v) {
         const int8x16_t w = vld1q_s8(b + 16 * v);
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int p = 0; p < kPairs; ++p) c[p][v] = vmmlaq_s32(c[p][v], x[p], w);
       }
     }
-#pragma GCC unroll 3
+#pragma GCC unroll 2
   for (int p = 0; p < kPairs; ++p)
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
@@ -56,12 +56,8 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
       return tile_rows<2>(a, segments, depth, b, acc);
     case 3:
       return tile_rows<3>(a, segments, depth, b, acc);
-    case 4:
-      return tile_rows<4>(a, segments, depth, b, acc);
-    case 5:
-      return tile_rows<5>(a, segments, depth, b, acc);
     default:
-      return tile_rows<6>(a, segments, depth, b, acc);
+      return tile_rows<4>(a, segments, depth, b, acc);
   }
 }
 

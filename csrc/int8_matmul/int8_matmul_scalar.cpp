@@ -7,15 +7,18 @@
 namespace pycompress::int8_matmul {
 namespace {
 
-constexpr int kMr = 4, kNr = 8, kKr = 2;
+// One column at a time: its weights lie in a row, so a tile is a few dot products of int16, which GCC, Clang and MSVC turn into the
+// baseline's multiply-add of pairs (pmaddwd, smlal). Loops over columns they do not vectorise: 0.5 instead of 5 MAC per cycle.
+constexpr int kMr = 4, kNr = 1, kKr = 1;
+constexpr int64_t kChunk = 512;  // weights widened at a time: 1 KB, stays in L1
 
 // As an integer, |x| orders like |x| and NaN is the largest.
 float amax(const float* x, int64_t k) {
-  uint32_t best = 0;
+  int32_t best = 0;
   for (int64_t i = 0; i < k; ++i) {
-    uint32_t u;
+    int32_t u;
     std::memcpy(&u, x + i, 4);
-    u &= 0x7fffffffu;
+    u &= 0x7fffffff;
     best = u > best ? u : best;
   }
   float f;
@@ -50,15 +53,37 @@ void load_row(const int8_t* a, int64_t k, int64_t kp, int zero_point, void* dst)
   for (int64_t i = k; i < kp; ++i) d[i] = 0;
 }
 
-void tile(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int cols, int32_t* acc) {
-  for (int i = 0; i < rows * kNr; ++i) acc[i] = 0;
-  for (int s = 0; s < segments; ++s, b += depth * cols) {
-    for (int r = 0; r < rows; ++r) {
-      const int16_t* x = static_cast<const int16_t*>(a[s * rows + r]);
-      for (int64_t i = 0; i < depth; i += kKr)
-        for (int c = 0; c < cols; ++c) acc[r * kNr + c] += x[i] * b[i * cols + c * kKr] + x[i + 1] * b[i * cols + c * kKr + 1];
-    }
+void dot1(const int16_t* x, const int16_t* w, int64_t count, int32_t* sum) {
+  int32_t s = 0;
+  for (int64_t i = 0; i < count; ++i) s += x[i] * w[i];
+  sum[0] += s;
+}
+
+// Four at once load each weight once.
+void dot4(const int16_t* x0, const int16_t* x1, const int16_t* x2, const int16_t* x3, const int16_t* w, int64_t count, int32_t* sum) {
+  int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    s0 += x0[i] * w[i];
+    s1 += x1[i] * w[i];
+    s2 += x2[i] * w[i];
+    s3 += x3[i] * w[i];
   }
+  sum[0] += s0, sum[1] += s1, sum[2] += s2, sum[3] += s3;
+}
+
+void tile(const void* const* a, int rows, int segments, int64_t depth, const int8_t* b, int, int32_t* acc) {
+  int16_t w[kChunk];
+  for (int r = 0; r < rows; ++r) acc[r] = 0;
+  for (int s = 0; s < segments; ++s, a += rows, b += depth)
+    for (int64_t i = 0; i < depth; i += kChunk) {
+      const int64_t count = depth - i < kChunk ? depth - i : kChunk;
+      for (int64_t j = 0; j < count; ++j) w[j] = b[i + j];
+      const auto x = [&](int r) { return static_cast<const int16_t*>(a[r]) + i; };
+      if (rows == kMr)
+        dot4(x(0), x(1), x(2), x(3), w, count, acc);
+      else
+        for (int r = 0; r < rows; ++r) dot1(x(r), w, count, acc + r);
+    }
 }
 
 void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
