@@ -71,6 +71,7 @@ Features detect() {
   f.has[int(Isa::avx_vnni)] = avx2 && bit(l71.a, 4);
   f.has[int(Isa::avx512)] = avx512;
   f.has[int(Isa::avx512_vnni)] = avx512 && bit(l7.c, 11);
+  f.has[int(Isa::avx512_vbmi)] = f.has[int(Isa::avx512_vnni)] && bit(l7.c, 1);
   return f;
 }
 
@@ -103,7 +104,8 @@ const Features& features() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  static const char* const names[] = {"scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_i8mm"};
+  static const char* const names[] = {"scalar",      "avx2", "avx_vnni",     "avx512",   "avx512_vnni",
+                                      "avx512_vbmi", "neon", "neon_dotprod", "neon_i8mm"};
   return names[static_cast<int>(isa)];
 }
 
@@ -118,6 +120,8 @@ bool isa_implies(Isa level, Isa isa) {
       return isa == Isa::avx2;
     case Isa::avx512_vnni:
       return isa == Isa::avx512 || isa == Isa::avx2;
+    case Isa::avx512_vbmi:
+      return isa == Isa::avx512_vnni || isa == Isa::avx512 || isa == Isa::avx2;
     case Isa::neon_dotprod:
       return isa == Isa::neon;
     case Isa::neon_i8mm:

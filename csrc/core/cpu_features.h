@@ -3,8 +3,9 @@
 
 namespace pycompress {
 
-// Instruction sets that kernels are written for. `scalar` is plain C++ and always available.
-enum class Isa : int { scalar = 0, avx2, avx_vnni, avx512, avx512_vnni, neon, neon_dotprod, neon_i8mm, kCount };
+// Instruction sets that kernels are written for. `scalar` is plain C++ and always available. `avx512_vbmi` stands for VNNI with VBMI,
+// the byte permutation over a whole vector (Ice Lake, Zen 4 and later).
+enum class Isa : int { scalar = 0, avx2, avx_vnni, avx512, avx512_vnni, avx512_vbmi, neon, neon_dotprod, neon_i8mm, kCount };
 
 const char* isa_name(Isa isa);
 

@@ -6,6 +6,9 @@ from .int4_linear import int4_linear, int4_linear_reference
 from .int8_conv2d import int8_conv2d, int8_conv2d_reference
 from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
+from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
+from .sparse24 import sparse24_check, sparse24_compress, sparse24_mask, sparse24_to_dense
+from .sparse24_linear import sparse24_linear, sparse24_linear_reference
 
 __all__ = [
     "dequantize_affine",
@@ -19,8 +22,16 @@ __all__ = [
     "int8_linear_reference",
     "int8_matmul",
     "int8_matmul_reference",
+    "int8_sparse24_linear",
+    "int8_sparse24_linear_reference",
     "quantize_affine",
     "quantize_weight",
     "quantize_weight_int4",
+    "sparse24_check",
+    "sparse24_compress",
+    "sparse24_linear",
+    "sparse24_linear_reference",
+    "sparse24_mask",
+    "sparse24_to_dense",
     "symmetric_scale",
 ]

@@ -1,0 +1,257 @@
+#include "sparse24_gemm/sparse24_gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+
+namespace pycompress::sparse24_gemm {
+
+extern const Kernel kScalar;
+#if PC_X86
+extern const Kernel kAvx2;
+extern const Kernel kAvx512;
+#endif
+
+const KernelList<Kernel>& kernels() {
+  static const KernelList<Kernel> list = {
+#if PC_X86
+      &kAvx512,
+      &kAvx2,
+#endif
+      &kScalar,
+  };
+  return list;
+}
+
+namespace {
+
+// Outputs whose sums for one column tile stay near while all of K passes: 128 * 64 floats are 32 KB.
+constexpr int64_t kOutputBlock = 128;
+// Floats of the transposed block that stay in L1 while the outputs pass: 16 KB.
+constexpr int64_t kDepthFloats = 4096;
+
+struct Shape {
+  int64_t blocks, padded, panel_bytes, panels;
+  Shape(const Kernel& kr, int64_t n, int64_t k)
+      : blocks(ceil_div(k, kBlock)), padded(blocks * kBlock), panel_bytes(blocks * block_bytes(kr.nr)), panels(ceil_div(n, kr.nr)) {}
+};
+
+// Rows [m, m + rows) of x as float, contiguous or in place. The result is valid until the next call of this thread.
+struct Source {
+  const float* data;
+  int64_t stride;
+  Source(const Kernel& kr, const LinearArgs& p, int64_t m, int64_t rows) {
+    if (p.x_dtype == DType::f32) {
+      data = static_cast<const float*>(p.x) + m * p.ldx;
+      stride = p.ldx;
+      return;
+    }
+    static thread_local Scratch scratch;
+    float* wide = scratch.get<float>(static_cast<size_t>(rows * p.k));
+    for (int64_t r = 0; r < rows; ++r) kr.widen(static_cast<const uint16_t*>(p.x) + (m + r) * p.ldx, p.x_dtype, p.k, wide + r * p.k);
+    data = wide;
+    stride = p.k;
+  }
+};
+
+// ---- rows ----------------------------------------------------------------------------------------------------------------------
+
+void store_tile(const Kernel& kr, const LinearArgs& p, const float* acc, int rows, int64_t m, int64_t panel) {
+  const int64_t j = panel * kr.nr;
+  const int cols = static_cast<int>(std::min<int64_t>(kr.nr, p.n - j));
+  const float* bias = p.bias ? p.bias + j : nullptr;
+  if (p.out_dtype == DType::f32) {
+    kr.store_rows(acc, rows, cols, bias, p.activation, static_cast<float*>(p.out) + m * p.n + j, p.n);
+    return;
+  }
+  alignas(64) float wide[kMaxMr * kMaxNr];
+  kr.store_rows(acc, rows, cols, bias, p.activation, wide, kMaxNr);
+  for (int r = 0; r < rows; ++r) kr.narrow(wide + r * kMaxNr, cols, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + j);
+}
+
+// Rows [m0, m1) by tiles of equal height.
+void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0, int64_t m1) {
+  const int64_t tiles = ceil_div(m1 - m0, kr.mr), height = ceil_div(m1 - m0, tiles), tile_floats = s.padded * kr.mr;
+  static thread_local Scratch scratch;
+  float* a = scratch.get<float>(static_cast<size_t>(tiles * tile_floats));
+  for (int64_t m = m0; m < m1; ++m) {
+    float* dst = a + (m - m0) / height * tile_floats + (m - m0) % height * kBlock;
+    const Source x(kr, p, m, 1);
+    for (int64_t k = 0; k < p.k; k += kBlock, dst += kr.mr * kBlock) {
+      const int64_t count = std::min<int64_t>(kBlock, p.k - k);
+      std::memcpy(dst, x.data + k, static_cast<size_t>(count) * 4);
+      std::memset(dst + count, 0, static_cast<size_t>(kBlock - count) * 4);
+    }
+  }
+  const auto panels = [&](int64_t begin, int64_t end) {
+    alignas(64) float acc[kMaxMr * kMaxNr];
+    for (int64_t panel = begin; panel < end; ++panel)
+      for (int64_t m = m0; m < m1; m += height) {
+        const int count = static_cast<int>(std::min(height, m1 - m));
+        kr.rows(a + (m - m0) / height * tile_floats, count, static_cast<const uint8_t*>(p.packed) + panel * s.panel_bytes, s.blocks, acc);
+        store_tile(kr, p, acc, count, m, panel);
+      }
+  };
+  if ((m1 - m0) * p.n * p.k < 128 * 1024) {  // about 5 us of work: not worth waking another thread
+    panels(0, s.panels);
+  } else {
+    parallel_for(s.panels, panels);
+  }
+}
+
+// ---- columns -------------------------------------------------------------------------------------------------------------------
+
+// Columns that a tile is padded to; few leftover rows cost a narrow tile, not a wide one.
+int tile_cols(int64_t rows) { return rows > 32 ? 64 : rows > 16 ? 32 : 16; }
+
+void transpose_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t m1, float* xt) {
+  const int64_t rows = std::min<int64_t>(kMaxCols, m1 - m);
+  const int cols = tile_cols(rows);
+  const Source x(kr, p, m, rows);
+  kr.transpose(x.data, x.stride, static_cast<int>(rows), p.k, xt, cols, cols);
+  std::memset(xt + p.k * cols, 0, static_cast<size_t>((s.padded - p.k) * cols) * 4);
+}
+
+void prefetch(const void* p, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+#else
+  (void)p, (void)bytes;
+#endif
+}
+
+// Sums c[o][m] of outputs [j0, j1) for one tile; the block of xt that is being read stays in L1.
+void sum_columns(const Kernel& kr, const Shape& s, const uint8_t* packed, const float* xt, int cols, int64_t j0, int64_t j1, float* c) {
+  const int64_t step = std::max<int64_t>(1, kDepthFloats / (kBlock * cols));
+  for (int64_t b = 0; b < s.blocks; b += step) {
+    const int64_t count = std::min(step, s.blocks - b);
+    for (int64_t j = j0; j < j1; j += kr.nr) {
+      const uint8_t* panel = packed + j / kr.nr * s.panel_bytes + b * block_bytes(kr.nr);
+      if (j + kr.nr < j1) {  // short pieces far apart: the hardware would find each of them late
+        prefetch(panel + s.panel_bytes, count * block_bytes(kr.nr));
+        prefetch(c + (j - j0 + kr.nr) * cols, kr.nr * cols * 4);
+      }
+      kr.columns(xt + b * kBlock * cols, cols, panel, count, static_cast<int>(std::min<int64_t>(kr.nr, j1 - j)), c + (j - j0) * cols,
+                 b > 0);
+    }
+  }
+  if (s.blocks == 0) std::memset(c, 0, static_cast<size_t>((j1 - j0) * cols) * 4);
+}
+
+// Outputs [j0, j1) of rows m... (up to a tile, up to m1).
+void columns_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t m1, const float* xt, int64_t j0, int64_t j1) {
+  constexpr int kStrip = 64;  // outputs that are turned back at a time
+  const int rows = static_cast<int>(std::min<int64_t>(kMaxCols, m1 - m)), cols = tile_cols(rows);
+  static thread_local Scratch scratch;
+  float* c = scratch.get<float>(static_cast<size_t>(std::min(kOutputBlock, j1 - j0) * cols));
+  for (int64_t j = j0; j < j1; j += kOutputBlock) {
+    const int64_t end = std::min(j1, j + kOutputBlock);
+    sum_columns(kr, s, static_cast<const uint8_t*>(p.packed), xt, cols, j, end, c);
+    kr.finish(c, cols, end - j, p.bias ? p.bias + j : nullptr, p.activation);
+    for (int64_t o = j; o < end; o += kStrip) {
+      const int count = static_cast<int>(std::min<int64_t>(kStrip, end - o));
+      const float* strip = c + (o - j) * cols;
+      if (p.out_dtype == DType::f32) {
+        kr.transpose(strip, cols, count, rows, static_cast<float*>(p.out) + m * p.n + o, p.n, count);
+        continue;
+      }
+      alignas(64) float wide[kMaxCols * kStrip];
+      kr.transpose(strip, cols, count, rows, wide, kStrip, count);
+      for (int r = 0; r < rows; ++r) kr.narrow(wide + r * kStrip, count, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + o);
+    }
+  }
+}
+
+void columns_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m1) {
+  const int64_t tiles = ceil_div(m1, kMaxCols), tile_floats = s.padded * kMaxCols;
+  static thread_local Scratch scratch;
+  if (tiles >= 2 * num_threads() || num_threads() == 1) {  // enough tiles for everybody
+    parallel_for(tiles, [&](int64_t begin, int64_t end) {
+      float* xt = scratch.get<float>(static_cast<size_t>(tile_floats));
+      for (int64_t t = begin; t < end; ++t) {
+        transpose_tile(kr, p, s, t * kMaxCols, m1, xt);
+        columns_tile(kr, p, s, t * kMaxCols, m1, xt, 0, p.n);
+      }
+    });
+    return;
+  }
+  float* xt = scratch.get<float>(static_cast<size_t>(tiles * tile_floats));
+  parallel_for(tiles, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) transpose_tile(kr, p, s, t * kMaxCols, m1, xt + t * tile_floats);
+  });
+  parallel_for(s.panels, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tiles; ++t)
+      columns_tile(kr, p, s, t * kMaxCols, m1, xt + t * tile_floats, begin * kr.nr, std::min(p.n, end * kr.nr));
+  });
+}
+
+struct Slot {  // where a panel keeps value `which` (0, 1) of a group of four, for output c
+  int64_t value, index;
+  int shift;
+  Slot(int nr, int64_t group, int which, int64_t c) {
+    const int64_t i = group % 8 * 2 + which, block = group / 8 * block_bytes(nr);
+    value = block + (i * nr + c) * 4;
+    index = block + (16 * nr + c) * 4;
+    shift = static_cast<int>(2 * i);
+  }
+};
+
+}  // namespace
+
+size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
+  const Shape s(kernel, n, k);
+  return static_cast<size_t>(s.panels * s.panel_bytes);
+}
+
+void pack(const Kernel& kernel, const float* values, const uint8_t* indices, int64_t n, int64_t k, int kept, void* packed) {
+  const Shape s(kernel, n, k);
+  const int64_t count = ceil_div(k, 4) * kept, index_bytes = ceil_div(count, 4);
+  std::memset(packed, 0, packed_bytes(kernel, n, k));
+  parallel_for(s.panels, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * kernel.nr; j < std::min(n, end * kernel.nr); ++j) {
+      uint8_t* panel = static_cast<uint8_t*>(packed) + j / kernel.nr * s.panel_bytes;
+      for (int64_t i = 0; i < count; ++i) {
+        const Slot slot(kernel.nr, i / kept, static_cast<int>(i % kept), j % kernel.nr);
+        std::memcpy(panel + slot.value, values + j * count + i, 4);
+        uint32_t word;
+        std::memcpy(&word, panel + slot.index, 4);
+        word |= static_cast<uint32_t>(indices[j * index_bytes + i / 4] >> (2 * (i % 4)) & 3) << slot.shift;
+        std::memcpy(panel + slot.index, &word, 4);
+      }
+    }
+  });
+}
+
+void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int kept, float* values, uint8_t* indices) {
+  const Shape s(kernel, n, k);
+  const int64_t count = ceil_div(k, 4) * kept, index_bytes = ceil_div(count, 4);
+  std::memset(indices, 0, static_cast<size_t>(n * index_bytes));
+  parallel_for(n, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      const uint8_t* panel = static_cast<const uint8_t*>(packed) + j / kernel.nr * s.panel_bytes;
+      for (int64_t i = 0; i < count; ++i) {
+        const Slot slot(kernel.nr, i / kept, static_cast<int>(i % kept), j % kernel.nr);
+        std::memcpy(values + j * count + i, panel + slot.value, 4);
+        uint32_t word;
+        std::memcpy(&word, panel + slot.index, 4);
+        uint8_t& byte = indices[j * index_bytes + i / 4];
+        byte = static_cast<uint8_t>(byte | (word >> slot.shift & 3) << (2 * (i % 4)));
+      }
+    }
+  });
+}
+
+void linear(const Kernel& kernel, const LinearArgs& p) {
+  if (p.m == 0 || p.n == 0) return;
+  const Shape s(kernel, p.n, p.k);
+  // What is left over from the last full tile takes a tile of 32 columns, the rows way, or both.
+  const int64_t rest = p.m % kMaxCols;
+  const int64_t narrow = rest <= kernel.max_rows ? 0 : rest <= 32 + kernel.max_rows ? std::min<int64_t>(rest, 32) : rest;
+  const int64_t columns = p.m - rest + narrow;
+  if (columns > 0) columns_way(kernel, p, s, columns);
+  if (columns < p.m) rows_way(kernel, p, s, columns, p.m);
+}
+
+}  // namespace pycompress::sparse24_gemm

@@ -1,0 +1,84 @@
+"""Compressed weights in the private layouts of the 2:4 kernels, for the float and the int8 op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native
+from .library import define, tracing
+from .sparse24 import parse_nm
+
+NATIVE_PATTERNS = ("2:4", "1:4")
+"""Patterns with native kernels; 1:4 runs as 2:4 with a zero beside each value."""
+
+_PREFIX = {torch.int8: "int8_sparse24", torch.float32: "sparse24"}
+"""Values of this dtype are packed and multiplied by the native functions of this name."""
+
+
+def sparse24_kernel(op: str, x: Tensor, pattern: str, kernel: str | None) -> str:
+    """The kernel for a tensor and a pattern: the reference for other devices and other patterns than ``NATIVE_PATTERNS``."""
+    name = native.resolve(op, kernel)
+    if name == native.REFERENCE or (x.device.type == "cpu" and pattern in NATIVE_PATTERNS):
+        return name
+    if kernel is not None:
+        needs = "a CPU tensor" if x.device.type != "cpu" else f"one of the patterns {', '.join(NATIVE_PATTERNS)}"
+        got = f"one on {x.device}" if x.device.type != "cpu" else repr(pattern)
+        raise ValueError(f"{op}: kernel {kernel!r} needs {needs}, got {got}")
+    return native.REFERENCE
+
+
+def pack_sparse24(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) -> Tensor:
+    """A valid compressed weight in the layout of a kernel, as flat uint8. The reference's layout is the bytes of both in a row."""
+    pack = _pack_op if tracing() else _pack
+    return pack(values, indices, k, pattern, kernel)
+
+
+def unpack_sparse24(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, kernel: str) -> tuple[Tensor, Tensor]:
+    """Values and indices out of ``pack_sparse24``'s result."""
+    unpack = _unpack_op if tracing() else _unpack
+    values, indices = unpack(packed, n, k, pattern, dtype, kernel)
+    return values, indices
+
+
+def _pack(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) -> Tensor:
+    values, indices = values.detach().contiguous(), indices.contiguous()
+    if kernel == native.REFERENCE:
+        return torch.cat([values.view(torch.uint8).flatten(), indices.flatten()])
+    prefix, n = _PREFIX[values.dtype], values.shape[0]
+    packed = torch.empty(_bytes(prefix, kernel, n, k), dtype=torch.uint8)
+    pack = getattr(native.module, f"{prefix}_pack")
+    pack(kernel, values.data_ptr(), indices.data_ptr(), n, k, parse_nm("pack", pattern).n, packed.data_ptr())
+    return packed
+
+
+def _unpack(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, kernel: str) -> tuple[Tensor, Tensor]:
+    p = parse_nm("unpack", pattern)
+    if kernel == native.REFERENCE:
+        end = n * p.kept(k) * dtype.itemsize
+        return packed[:end].clone().view(dtype).view(n, p.kept(k)), packed[end:].clone().view(n, p.index_bytes(k))
+    values = torch.empty(n, p.kept(k), dtype=dtype)
+    indices = torch.empty(n, p.index_bytes(k), dtype=torch.uint8)
+    getattr(native.module, f"{_PREFIX[dtype]}_unpack")(kernel, packed.data_ptr(), n, k, p.n, values.data_ptr(), indices.data_ptr())
+    return values, indices
+
+
+def _bytes(prefix: str, kernel: str, n: int, k: int) -> int:
+    return getattr(native.module, f"{prefix}_packed_bytes")(kernel, n, k)
+
+
+def _fake_pack(values, indices, k, pattern, kernel):
+    if kernel == native.REFERENCE:
+        return indices.new_empty(values.numel() * values.element_size() + indices.numel())
+    return indices.new_empty(_bytes(_PREFIX[values.dtype], kernel, values.shape[0], k))
+
+
+def _fake_unpack(packed, n, k, pattern, dtype, kernel):
+    p = parse_nm("unpack", pattern)
+    return packed.new_empty((n, p.kept(k)), dtype=dtype), packed.new_empty((n, p.index_bytes(k)))
+
+
+_pack_op = define("sparse24_pack(Tensor values, Tensor indices, int k, str pattern, str kernel) -> Tensor", _pack, _fake_pack)
+_unpack_op = define(
+    "sparse24_unpack(Tensor packed, int n, int k, str pattern, ScalarType dtype, str kernel) -> (Tensor, Tensor)", _unpack, _fake_unpack
+)
