@@ -14,8 +14,6 @@ PYTHON ?= python3
 PYCOMPRESS_NATIVE ?= 1
 export PYCOMPRESS_NATIVE
 ARGS ?=
-# A worker per core, each with one thread: the tests are many and small. Thread counts that matter are set by the tests.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 VENV := .venv
 RUN := $(VENV)/bin/python
