@@ -74,7 +74,7 @@ PC_INLINE __m256 nibble(const uint32_t* weight, __m256i mask) {
   __m256 w;
   const __m256i& from = *reinterpret_cast<const __m256i*>(weight);
   if (kI == 7)
-    __asm__ volatile("vmovdqa %[from],%[w]\nvpsrld $28,%[w],%[w]\nvcvtdq2ps %[w],%[w]" : [w] "=x"(w) : [from] "m"(from));
+    __asm__ volatile("vmovdqu %[from],%[w]\nvpsrld $28,%[w],%[w]\nvcvtdq2ps %[w],%[w]" : [w] "=x"(w) : [from] "m"(from));
   else
     __asm__ volatile("vpand %[from],%[mask],%[w]\nvcvtdq2ps %[w],%[w]" : [w] "=x"(w) : [from] "m"(from), [mask] "x"(mask));
   return w;
@@ -103,7 +103,7 @@ PC_INLINE void multiply_add(__m256i& c0, __m256i& c1, const int8_t* q, __m256i w
 
 template <int kI>
 PC_INLINE __m256 nibble(const uint32_t* weight, __m256i mask) {
-  const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weight));
+  const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
   return _mm256_cvtepi32_ps(kI == 7 ? _mm256_srli_epi32(w, 28) : _mm256_and_si256(w, mask));
 }
 

@@ -3,6 +3,7 @@
 from .algorithms import ALGORITHMS, adaround, bias_correction, cross_layer_equalization, gptq, hqq, smoothquant
 from .codebook import CODEBOOKS
 from .configs import Codebook, FakeQuant, Int8Dynamic, Int8Static, Int8WeightOnly, QuantizationConfig
+from .configs_int4 import Int4WeightOnly, Int8ActInt4Weight
 from .fake_quantize import ActivationQuantizer, FakeQuantize
 from .fold import fold_batch_norm
 from .mixed_precision import mixed_precision
@@ -19,6 +20,8 @@ __all__ = [
     "Codebook",
     "FakeQuant",
     "FakeQuantize",
+    "Int4WeightOnly",
+    "Int8ActInt4Weight",
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
