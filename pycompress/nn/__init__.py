@@ -3,6 +3,7 @@
 from .base import LAYERS, CompressedModule
 from .embedding import Int4Embedding, Int8Embedding
 from .int4_linear import Int4Linear
+from .int8_conv1d import Int8Conv1d
 from .int8_conv2d import Int8Conv2d
 from .int8_linear import Int8Linear
 from .int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
@@ -12,6 +13,7 @@ __all__ = [
     "CompressedModule",
     "Int4Embedding",
     "Int4Linear",
+    "Int8Conv1d",
     "Int8Conv2d",
     "Int8Embedding",
     "Int8Linear",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.base import set_note
+from ..nn.int8_conv1d import Int8Conv1d
 from ..nn.int8_conv2d import Int8Conv2d, explicit_padding
 from ..nn.int8_linear import Int8Linear
 from ..nn.int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
@@ -55,9 +56,13 @@ class QuantizationConfig:
         raise NotImplementedError
 
 
+_INT8_LAYERS: dict[type[nn.Module], Any] = {nn.Linear: Int8Linear, nn.Conv1d: Int8Conv1d, nn.Conv2d: Int8Conv2d}
+
+
 class _Int8Config(QuantizationConfig):
     """Symmetric int8 weights, one scale per output channel, range -127..127."""
 
+    layer_types = tuple(_INT8_LAYERS)
     bits = 8
 
     def weight_quantizer(self) -> FakeQuantize:
@@ -68,15 +73,15 @@ class _Int8Config(QuantizationConfig):
         if weight.dtype not in native.DTYPES:
             return f"the int8 layers take float32, bfloat16 and float16, its weight is {weight.dtype}"
         try:
-            if isinstance(layer, nn.Conv2d):
+            if not isinstance(layer, nn.Linear):
                 explicit_padding(layer)
             scheme = self.activation_scheme()
             zero_point = 0 if scheme is not None and not scheme.symmetric else None  # int32 sums are shorter with one
             check_activation_quantization(type(self).__name__, weight[0].numel(), 1.0, zero_point)
         except ValueError as error:
             return str(error)
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            return f"Int8Conv2d pads with zeros, not padding_mode={layer.padding_mode!r}"
+        if not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
+            return f"the int8 convolutions pad with zeros, not padding_mode={layer.padding_mode!r}"
         return None
 
     def convert(self, layer: Layer) -> nn.Module:
@@ -84,13 +89,14 @@ class _Int8Config(QuantizationConfig):
         activation: dict[str, Any] = {}
         if hasattr(layer, "input_quantizer"):
             activation = activation_arguments(layer.input_quantizer)
-        layer_type = Int8Conv2d if isinstance(layer, nn.Conv2d) else Int8Linear
-        return layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale, **activation)
+        layer_type = next(int8 for kind, int8 in _INT8_LAYERS.items() if isinstance(layer, kind))
+        converted: nn.Module = layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale, **activation)
+        return converted
 
 
 @dataclass(frozen=True)
 class Int8Dynamic(_Int8Config):
-    """int8 weights, int8 activations with a scale measured on every call (per token, per image for Conv2d). Needs no data.
+    """int8 weights, int8 activations with a scale measured on every call (per token, per image for convolutions). Needs no data.
 
     ``symmetric``: True: range -127..127. False: a zero point per token, too, twice the resolution behind a ReLU; Linear only, convolutions
     stay float.
@@ -107,8 +113,8 @@ class Int8Dynamic(_Int8Config):
         return Scheme(symmetric=self.symmetric, granularity="token")
 
     def obstacle(self, layer: Layer) -> str | None:
-        if isinstance(layer, nn.Conv2d) and not self.symmetric:
-            return "Int8Conv2d has no zero point per image, take Int8Static or symmetric=True"
+        if not isinstance(layer, nn.Linear) and not self.symmetric:
+            return "the int8 convolutions have no zero point per image, take Int8Static or symmetric=True"
         return super().obstacle(layer)
 
 
@@ -142,6 +148,8 @@ class Int8WeightOnly(_Int8Config):
 
     >>> model = pycompress.quantize(model, Int8WeightOnly())
     """
+
+    layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
 
     def obstacle(self, layer: Layer) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.quantizable import normal, seeded
 from torch import Tensor, nn
 
+from pycompress.nn.int8_conv1d import Int8Conv1d
 from pycompress.ops.affine import dequantize_affine
 from pycompress.quantization import Int8Dynamic, Int8Static, Int8WeightOnly, Quantizer
 from pycompress.quantization.fake_quantize import quantized_weight
@@ -34,8 +35,9 @@ def integer_sums(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     q_w, w_scale, _ = quantized_weight(prepared)
     if isinstance(prepared, nn.Linear):
         return F.linear(q_x, q_w.double()), scale * w_scale
-    sums = F.conv2d(q_x, q_w.double(), None, prepared.stride, prepared.padding, prepared.dilation, prepared.groups)
-    return sums, scale * w_scale[:, None, None]
+    convolve = F.conv1d if isinstance(prepared, nn.Conv1d) else F.conv2d
+    sums = convolve(q_x, q_w.double(), None, prepared.stride, prepared.padding, prepared.dilation, prepared.groups)
+    return sums, scale * w_scale.view(-1, *[1] * (x.dim() - 2))
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, LINEAR_ONLY], ids=repr)
@@ -67,6 +69,17 @@ def test_conv_integers(config, options):
     sums, step = integer_sums(prepared, x)
     found = torch.round((executed(x).double() - layer.bias.double()[:, None, None]) / step.double())
     assert torch.equal(found, sums)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("options", [{}, {"padding": 2, "stride": 2, "dilation": 2}, {"groups": 3, "padding": "same"}])
+def test_conv1d_integers(config, options):
+    layer = seeded(nn.Conv1d(3, 6, 3, **options))
+    x = normal(2, 3, 11, seed=1) + 0.7
+    prepared, executed = prepare(layer, config, x[:1])
+    assert isinstance(executed, Int8Conv1d)
+    sums, step = integer_sums(prepared, x)
+    assert torch.equal(torch.round((executed(x).double() - layer.bias.double()[:, None]) / step.double()), sums)
 
 
 @settings(max_examples=40, deadline=None)
