@@ -114,7 +114,7 @@ void compute(const Kernel& kr, const LinearArgs& p, const Shape& s, const Tiles&
              const Operand& a) {
   const uint8_t* packed = static_cast<const uint8_t*>(p.packed);
   const int64_t tile_bytes = kr.mr * s.row_bytes;
-  if (!kr.expand || tiles.count == 1) {
+  if (!kr.expand || tiles.count == 1 || s.blocks == 0) {
     alignas(64) int32_t acc[kMaxMr * kMaxNr];
     for (int64_t j = begin; j < end; j += kGroup)
       for (int64_t t = 0; t < tiles.count; ++t)
