@@ -110,7 +110,7 @@ struct Depthwise {
       static thread_local Scratch band_memory, tap_memory, out_memory;
       float* band = band_memory.get<float>(static_cast<size_t>(band_rows(rows) * row));
       const float** taps = tap_memory.get<const float*>(static_cast<size_t>(s.taps()));
-      float* strip = out_memory.get<float>(static_cast<size_t>(ow * s.c));
+      float* strip = out_memory.get<float>(static_cast<size_t>(round_up(ow, 16) * s.c + 16));
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / per_image, y0 = i % per_image * rows, y1 = std::min(oh, y0 + rows);
         const int64_t count = std::clamp<int64_t>(cols - s.pad_w, 0, s.w);
@@ -133,7 +133,11 @@ struct Depthwise {
             taps[t] = band + ((y - y0) * s.stride_h + t / s.kw * s.dilation_h) * row + t % s.kw * s.dilation_w * s.c;
           float* out = sink.is_plain() ? sink.plain(n, y * ow, 0) : strip;
           kernel.depthwise_pixels(taps, w, s.taps(), ow, s.stride_w * s.c, s.c, images[n].scale, a.scale, a.bias, sink.inner, out);
-          if (!sink.is_plain()) sink.store_run(strip, (n * sink.plane + y * ow) * s.c, ow * s.c);
+          if (sink.is_plain()) continue;
+          if (a.out_channels_last)
+            sink.store_run(strip, (n * sink.plane + y * ow) * s.c, ow * s.c);
+          else
+            sink.store(n, y * ow, ow, 0, s.c, strip, s.c);
         }
       }
     });

@@ -29,7 +29,7 @@ const KernelList<Kernel>& kernels() {
 size_t packed_bytes(const Kernel& kernel, const Shape& s) {
   if (is_depthwise(s)) return static_cast<size_t>(s.taps() * s.c);
   const Layout layout(*kernel.gemm, s);
-  return static_cast<size_t>(layout.sets * layout.set_bytes + 2 * 4 * s.o);
+  return static_cast<size_t>(round_up(layout.sets * layout.set_bytes + 2 * 4 * s.o, 64));
 }
 
 namespace {
@@ -52,6 +52,7 @@ void pack(const Kernel& kernel, const Shape& s, const int8_t* weight, void* pack
   }
   const Layout layout(*kernel.gemm, s);
   const int64_t group_channels = s.c / s.groups;
+  std::memset(packed, 0, packed_bytes(kernel, s));  // the gaps too: equal weights have equal packs
   int32_t* sums = reinterpret_cast<int32_t*>(static_cast<char*>(packed) + layout.sets * layout.set_bytes);
   std::vector<int8_t> matrix;
   for (int64_t set = 0; set < layout.sets; ++set) {

@@ -114,9 +114,10 @@ def int8_conv2d_reference(
     if out_scale is not None:
         zero_point, quant_min = (0, -127) if out_zero_point is None else (out_zero_point, -128)
         step = torch.tensor(out_scale, dtype=torch.float32, device=x.device)
-        return quantize_affine(y, step, zero_point, quant_min).to(torch.int8).contiguous(memory_format=torch.channels_last)
-    y = y.to(out_dtype or (torch.float32 if x.dtype == torch.int8 else x.dtype))
-    return y.contiguous(memory_format=_memory_format(x))
+        q = quantize_affine(y, step, zero_point, quant_min)
+        return torch.empty(q.shape, dtype=torch.int8, device=q.device, memory_format=torch.channels_last).copy_(q)
+    dtype = out_dtype or (torch.float32 if x.dtype == torch.int8 else x.dtype)
+    return torch.empty(y.shape, dtype=dtype, device=y.device, memory_format=_memory_format(x)).copy_(y)
 
 
 def int8_conv2d(
@@ -262,7 +263,7 @@ def pack_weight(weight: Tensor, geometry: list[int], kernel: str) -> Tensor:
     if kernel == native.REFERENCE:
         return weight
     sizes = (1, weight.shape[1] * geometry[-1], 1, 1, *geometry)
-    packed = torch.empty(native.module.int8_conv2d_packed_bytes(kernel, sizes), dtype=torch.int8)
+    packed = torch.empty(native.module.int8_conv2d_packed_bytes(kernel, sizes), dtype=torch.int8, device="cpu")
     native.module.int8_conv2d_pack(kernel, sizes, weight.data_ptr(), packed.data_ptr())
     return packed
 
@@ -271,7 +272,7 @@ def unpack_weight(packed: Tensor, channels: int, geometry: list[int], kernel: st
     """The canonical weight (O, C / groups, kh, kw) out of ``pack_weight``'s result; ``channels`` = C."""
     if kernel == native.REFERENCE:
         return packed
-    weight = torch.empty(geometry[0], channels // geometry[-1], geometry[1], geometry[2], dtype=torch.int8)
+    weight = torch.empty(geometry[0], channels // geometry[-1], geometry[1], geometry[2], dtype=torch.int8, device="cpu")
     native.module.int8_conv2d_unpack(kernel, (1, channels, 1, 1, *geometry), packed.data_ptr(), weight.data_ptr())
     return weight
 
@@ -330,6 +331,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def _suggests_channels_last(x: Tensor) -> bool:
     """torch's ``suggest_memory_format() == channels_last`` (c10/core/MemoryFormat.h), which Python does not offer."""
+    if x.stride(3) < x.stride(1) * x.shape[1]:  # the usual NCHW tensor, without the loop
+        return False
     least = 0
     for d in (1, 3, 2, 0):
         size, stride = x.shape[d], x.stride(d)
@@ -361,7 +364,8 @@ def _run(
     kernel,
     algorithm="",
 ):
-    geometry = Geometry(*geometry)
+    if not isinstance(geometry, Geometry):  # from the dispatcher
+        geometry = Geometry(*geometry)
     if kernel == native.REFERENCE:
         stride, padding, dilation, groups = geometry.arguments()
         return int8_conv2d_reference(
