@@ -6,7 +6,9 @@ from .int4_linear import Int4Linear
 from .int8_conv1d import Int8Conv1d
 from .int8_conv2d import Int8Conv2d
 from .int8_linear import Int8Linear
+from .int8_sparse24_linear import Int8Sparse24Linear
 from .int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
+from .sparse24_linear import Sparse24Linear
 
 __all__ = [
     "LAYERS",
@@ -17,6 +19,8 @@ __all__ = [
     "Int8Conv2d",
     "Int8Embedding",
     "Int8Linear",
+    "Int8Sparse24Linear",
     "Int8WeightOnlyConv2d",
     "Int8WeightOnlyLinear",
+    "Sparse24Linear",
 ]

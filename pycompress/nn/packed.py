@@ -37,6 +37,10 @@ class PackedModule(CompressedModule):
         """Called after tensors were loaded or moved; subclasses refresh what they derive from buffers."""
 
     @property
+    def _device(self) -> torch.device:
+        return self.scale.device
+
+    @property
     def kernel(self) -> str:
         return self._kernel
 
@@ -59,7 +63,7 @@ class PackedModule(CompressedModule):
         error_msgs.extend(wrong if problem is None else [f"{type(self).__name__}: {prefix}{problem}"])
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if not missing and not wrong and problem is None:
-            device = self.scale.device
+            device = self._device
             self._set_canonical({name: tensor.detach().to(device) for name, tensor in tensors.items()})
             self._loaded()
 
