@@ -8,6 +8,7 @@ from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
 from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
 from .sparse24 import sparse24_check, sparse24_compress, sparse24_mask, sparse24_to_dense
+from .sparse24_cutlass import sparse24_from_cutlass, sparse24_to_cutlass
 from .sparse24_linear import sparse24_linear, sparse24_linear_reference
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "quantize_weight_int4",
     "sparse24_check",
     "sparse24_compress",
+    "sparse24_from_cutlass",
     "sparse24_linear",
     "sparse24_linear_reference",
     "sparse24_mask",
+    "sparse24_to_cutlass",
     "sparse24_to_dense",
     "symmetric_scale",
 ]
