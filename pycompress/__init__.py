@@ -24,8 +24,13 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and ed
     from .io import save as save
     from .pruning import Pruner as Pruner
     from .pruning import prune as prune
+    from .quantization import Codebook as Codebook
+    from .quantization import FakeQuant as FakeQuant
+    from .quantization import Int4WeightOnly as Int4WeightOnly
+    from .quantization import Int8ActInt4Weight as Int8ActInt4Weight
     from .quantization import Int8Dynamic as Int8Dynamic
     from .quantization import Int8Static as Int8Static
+    from .quantization import Int8WeightOnly as Int8WeightOnly
     from .quantization import Quantizer as Quantizer
     from .quantization import quantize as quantize
 
@@ -34,9 +39,14 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and ed
 _PACKAGES = ("analysis", "distillation", "io", "nn", "ops", "pruning", "quantization")
 
 _PUBLIC = {
+    "Codebook": "quantization",
     "Distiller": "distillation",
+    "FakeQuant": "quantization",
+    "Int4WeightOnly": "quantization",
+    "Int8ActInt4Weight": "quantization",
     "Int8Dynamic": "quantization",
     "Int8Static": "quantization",
+    "Int8WeightOnly": "quantization",
     "KDLoss": "distillation",
     "Pruner": "pruning",
     "Quantizer": "quantization",
@@ -50,9 +60,14 @@ _PUBLIC = {
 """Public name -> the package that defines it."""
 
 __all__ = [
+    "Codebook",
     "Distiller",
+    "FakeQuant",
+    "Int4WeightOnly",
+    "Int8ActInt4Weight",
     "Int8Dynamic",
     "Int8Static",
+    "Int8WeightOnly",
     "KDLoss",
     "Pruner",
     "Quantizer",

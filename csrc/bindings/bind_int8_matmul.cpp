@@ -32,8 +32,8 @@ void bind_int8_matmul(py::module_& m) {
           matmul(kr, M, N, K, address<const int8_t>(a), lda, address<const void>(packed), address<int32_t>(out), N);
         });
   m.def("int8_linear", [=](const std::string& kernel, int64_t M, int64_t N, int64_t K, uintptr_t x, int64_t ldx, int x_dtype,
-                           uintptr_t packed, uintptr_t scale, uintptr_t bias, bool dynamic, bool asymmetric, float x_scale, int x_zero_point, int quant_min,
-                           int activation, uintptr_t out, int out_dtype) {
+                           uintptr_t packed, uintptr_t scale, uintptr_t bias, bool dynamic, bool asymmetric, float x_scale,
+                           int x_zero_point, int quant_min, int activation, uintptr_t out, int out_dtype) {
     const Kernel& kr = pick(kernel);
     py::gil_scoped_release nogil;
     linear(kr, LinearArgs{M, N, K, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..nn.parametrized import remove_parametrizations
+
 
 class Mask(nn.Module):
     """``weight = original where mask else 0``, as a parametrization of a layer's ``weight``.
@@ -84,7 +86,7 @@ def bake_mask(layer: nn.Module, mask: Mask) -> None:
     chain, stored = _chain(layer), stored_weight(layer)
     assert chain is not None
     if len(chain) == 1 or stored is None:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        remove_parametrizations(layer, "weight")
         # The weight comes back behind the bias; optimizers number parameters by this order, so it must be what it was.
         rest = {name: layer._parameters.pop(name) for name in list(layer._parameters) if name != "weight"}
         layer._parameters.update(rest)
