@@ -34,11 +34,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	PYCOMPRESS_REQUIRE_NATIVE=$(PYCOMPRESS_NATIVE) $(PYTEST) -m "not packaging" $(ARGS)
 
+# The programs in tests/native build kernels of their own: once, in `make test`, is enough.
 test-scalar: $(INSTALLED)
-	PYCOMPRESS_ISA=scalar $(PYTEST) -m "not packaging" $(ARGS)
+	PYCOMPRESS_ISA=scalar $(PYTEST) -m "not packaging" --ignore=tests/native $(ARGS)
 
 test-none: $(INSTALLED)
-	PYCOMPRESS_DISABLE_NATIVE=1 $(PYTEST) -m "not packaging" $(ARGS)
+	PYCOMPRESS_DISABLE_NATIVE=1 $(PYTEST) -m "not packaging" --ignore=tests/native $(ARGS)
 
 test-packaging: $(INSTALLED)
 	env -u PYCOMPRESS_NATIVE $(RUN) -m pytest -q -m packaging $(ARGS)
