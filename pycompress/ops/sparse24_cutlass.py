@@ -19,7 +19,8 @@ def sparse24_to_cutlass(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor
     """``(packed, meta)`` as ``torch.sparse.SparseSemiStructuredTensorCUTLASS`` holds them.
 
     ``values``: (N, K / 2) float16, bfloat16 or int8; ``indices``: (N, K / 8) uint8, from ``sparse24_compress``. K must be a multiple
-    of 32 (int8: 64), because metadata words are interleaved in pairs, and N of 32 (int8: 16). Raises ``ValueError`` otherwise, ``TypeError`` for other dtypes.
+    of 32 (int8: 64), because metadata words are interleaved in pairs, and N of 32 (int8: 16). Raises ``ValueError`` otherwise,
+    ``TypeError`` for other dtypes.
 
     >>> packed, meta = sparse24_to_cutlass(*sparse24_compress(weight.half(), mask))
     """

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..nn.sparse24_choice import sparse24_or_dense
 from ..nn.surgery import replace_all
 from .criteria import Criterion, EvidenceOf
 from .mask import Mask, add_mask, bake_mask, masks_of, weight_of
@@ -17,9 +18,8 @@ from .summary import LayerSparsity, PruningSummary
 
 LayerFactory = Callable[[nn.Module], "nn.Module | None"]
 
-LAYER_FACTORIES: dict[str, LayerFactory] = {}
-"""Pattern name -> makes the packed layer that runs a layer with such zeros, or returns None to leave it dense. One line adds one:
-``LAYER_FACTORIES["2:4"] = Sparse24Linear.from_float``."""
+LAYER_FACTORIES: dict[str, LayerFactory] = {"2:4": sparse24_or_dense}
+"""Pattern name -> makes the packed layer that runs a layer with such zeros, or returns None to leave it dense. One line adds one."""
 
 
 class Masking:
