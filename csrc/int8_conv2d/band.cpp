@@ -96,7 +96,7 @@ void fill_band(const Kernel& kernel, const Args& a, int64_t n, const Image& imag
                std::atomic<bool>* poisoned) {
   const Shape& s = a.shape;
   const Gemm& gemm = *kernel.gemm;
-  const int zero_point = a.dynamic ? 0 : a.x_zero_point, nothing = gemm.a_size == 1 ? 128 + zero_point : 0;
+  const int zero_point = a.dynamic ? 0 : a.x_zero_point, nothing = gemm.correction(zero_point);  // the operand of real zero, in every byte
   const int64_t left = std::max<int64_t>(band.first_col, 0), right = std::min(band.first_col + band.cols, s.w), count = right - left;
   const bool joined = a.x_channels_last && a.x_stride[3] == s.c && band.pixel_stride == s.c * gemm.a_size;
   // Rows are done in groups: a few hundred bytes of every plane at a time, into a part of the band that stays in L1.

@@ -82,8 +82,7 @@ struct Direct {
     int32_t corrections[int8_matmul::kMaxMr];
     for (int r = 0; r < gemm.mr; ++r) {
       scales[r] = image_scale;
-      // u8 operands hold q + 128, so the tile sums (q - za) * b + (128 + za) * b.
-      corrections[r] = gemm.a_size == 1 ? 128 + (a.dynamic ? 0 : a.x_zero_point) : 0;
+      corrections[r] = gemm.correction(a.dynamic ? 0 : a.x_zero_point);
     }
     const int8_matmul::Epilogue epilogue{
         scales, corrections, a.scale + col, a.bias ? a.bias + col : nullptr, weight_sums(a, layout) + col, sink.inner};

@@ -1,6 +1,7 @@
 // Loops over float rows for every instruction set, written once. Included inside the target region and the anonymous namespace
 // of a kernel file (so no copy of them is left for the linker to pick), after a struct F with
-//   reg, lanes, load, load_first(p, n), store, store_first(p, n, v), set, fma(a, b, c) = a * b + c rounded once, mac (the same, exact numbers only), add, mul, min, max, round, activate
+//   reg, lanes, load, load_first(p, n), store, store_first(p, n, v), set, fma(a, b, c) = a * b + c rounded once, mac (the same, exact
+//   numbers only), add, mul, min, max, round, activate
 // where n counts the elements of a partial vector. No include guard and no includes on purpose.
 
 template <class Body>
@@ -45,8 +46,8 @@ void add_i8(float* y, const int8_t* residual, int64_t n, float scale, int zero_p
 }
 
 template <int kTaps>
-PC_INLINE void plane_rows(const float* const* taps, const float* w, int64_t count, int64_t rows, int64_t cols, int64_t row_step, float scale,
-                          float bias, bool relu, float* out, int64_t ldo) {
+PC_INLINE void plane_rows(const float* const* taps, const float* w, int64_t count, int64_t rows, int64_t cols, int64_t row_step,
+                          float scale, float bias, bool relu, float* out, int64_t ldo) {
   const F::reg s = F::set(scale), b = F::set(bias), floor = F::set(0.0f);
   const int64_t n = kTaps ? kTaps : count;
   for (int64_t y = 0; y < rows; ++y) {

@@ -113,6 +113,8 @@ class Int8Conv2d(Int8ActivationModule):
         kernels, and padding modes other than zeros.
         """
         where = f"{cls.__name__}.from_float"
+        if not isinstance(conv, cls.dense_type):
+            raise TypeError(f"{where}: conv must be a {cls.dense_type.__name__}, got {type(conv).__name__}")
         if (weight is None) != (scale is None):
             raise ValueError(f"{where}: weight and scale must be given together")
         if conv.padding_mode != "zeros":

@@ -205,3 +205,10 @@ def test_conv1d(static):
 def test_bad_arguments(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_from_float_takes_its_own_kind_of_convolution():
+    with pytest.raises(TypeError, match=r"Int8Conv1d.from_float: conv must be a Conv1d, got Conv2d"):
+        Int8Conv1d.from_float(nn.Conv2d(4, 4, 3))
+    with pytest.raises(TypeError, match=r"Int8Conv2d.from_float: conv must be a Conv2d, got Conv1d"):
+        Int8Conv2d.from_float(nn.Conv1d(4, 4, 3))
