@@ -7,6 +7,8 @@ from .int8_conv2d import int8_conv2d, int8_conv2d_reference
 from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
 from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
+from .kd_loss import kd_loss
+from .kd_loss_reference import kd_loss_reference
 from .sparse24 import sparse24_check, sparse24_compress, sparse24_mask, sparse24_to_dense
 from .sparse24_cutlass import sparse24_from_cutlass, sparse24_to_cutlass
 from .sparse24_linear import sparse24_linear, sparse24_linear_reference
@@ -25,6 +27,8 @@ __all__ = [
     "int8_matmul_reference",
     "int8_sparse24_linear",
     "int8_sparse24_linear_reference",
+    "kd_loss",
+    "kd_loss_reference",
     "quantize_affine",
     "quantize_weight",
     "quantize_weight_int4",

@@ -1,0 +1,254 @@
+"""``kd_loss``: distillation loss from logits, its gradient computed in the same sweep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native
+from .kd_loss_options import DIVERGENCES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
+from .kd_loss_reference import kd_loss_reference
+from .library import define, tracing
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float,
+    soft_weight: float,
+    hard_weight: float,
+    divergence: str = "forward_kl",
+    beta: float | None = None,
+    part_weights: tuple[float, float] | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    row_weights: Tensor | None = None,
+    reduction: str = "mean",
+    teacher_form: str = "logits",
+    teacher_ids: Tensor | None = None,
+    tail: bool = False,
+    class_map: Tensor | str | None = None,
+    inplace: bool = False,
+    kernel: str | None = None,
+) -> Tensor:
+    """``soft_weight * T^2 * D(teacher, student) + hard_weight * cross_entropy(student, labels)``, T = ``temperature``.
+
+    - ``student_logits``: (..., classes) floating point. float32, bfloat16 and float16 on the CPU run the native kernels, which
+      compute in float32; everything else runs the reference. The loss is float32 (float64 for float64)
+    - ``teacher_logits``: the same rows; never gets a gradient. ``teacher_form``: "logits" (softened by T), "probabilities" or
+      "log_probabilities" (taken as they are, and normalised; only the student is softened)
+    - ``labels``: (...) integers, needed for ``hard_weight`` > 0 and "dkd". Rows with ``ignore_index`` count in neither term
+    - ``divergence``: "forward_kl", "reverse_kl", "jsd" (``beta`` in [0, 1], default 0.5; the ends are forward and reverse KL by
+      convention), "dkd" (``part_weights`` = (target, nontarget), default (1, 8)), "dist" (``part_weights`` = (inter, intra),
+      default (1, 1); reference only, because it correlates over the batch, and "mean" only)
+    - ``label_smoothing``: in [0, 1), of the cross-entropy, as in ``F.cross_entropy``
+    - ``row_weights``: (...) float, not negative. A row of weight 0 counts as ignored
+    - ``reduction``: "none" gives (...), ignored rows 0; "sum"; "mean" divides by the number of rows that count (by the sum of
+      their weights); "batchmean" divides by ``student_logits.shape[0]``. Nothing is ever divided by the number of classes
+    - ``teacher_ids``: (..., k) integers: the teacher is top-k, ``teacher_logits`` (..., k) its values for these student classes.
+      Without ``tail`` the k are renormalised; with ``tail`` what they lack to 1 is one bucket for all other classes
+    - ``class_map``: vocabularies of different size. "prefix" compares the common leading classes; a tensor (classes,) holds the
+      teacher's class of each student class, -1 for none. Both sides are renormalised over the compared classes; the
+      cross-entropy uses all student classes
+    - ``inplace``: allows to overwrite ``student_logits`` with the gradient (native kernels in eager mode; not for a leaf)
+    - ``kernel``: forces one of ``native.kernels("kd_loss")``
+
+    Minus infinity masks a class. Where only the student masks it forward KL is infinite, where only the teacher does reverse
+    KL, by definition. A NaN makes the loss and that row's gradient NaN, unless the row is ignored. No row that counts: 0 with
+    gradient 0.
+
+    Equals, for "forward_kl" and 2-D logits without ignored rows,
+    ``soft_weight * T**2 * F.kl_div(log_softmax(s / T, 1), log_softmax(t / T, 1), reduction="batchmean", log_target=True)
+    + hard_weight * F.cross_entropy(s, labels)``. Sources: Hinton et al. 2015 (arXiv 1503.02531), Agarwal et al. 2023 (jsd, arXiv
+    2306.13649), Zhao et al. 2022 (dkd, arXiv 2203.08679), Huang et al. 2022 (dist, arXiv 2205.10536).
+
+    Raises ``ValueError`` for shapes, devices, options and indices out of range, ``TypeError`` for dtypes, ``RuntimeError`` for
+    second derivatives of a native kernel (``create_graph=True``; ``kernel="reference"`` has them).
+
+    >>> s, t, y = torch.randn(8, 10, requires_grad=True), torch.randn(8, 10), torch.randint(10, (8,))
+    >>> kd_loss(s, t, y, temperature=4.0, soft_weight=0.5, hard_weight=0.5).backward()
+    """
+    options = check_options(
+        "kd_loss", temperature, soft_weight, hard_weight, divergence, beta, part_weights, label_smoothing, ignore_index, reduction,
+        teacher_form, tail,
+    )  # fmt: skip
+    common = check_tensors("kd_loss", options, student_logits, teacher_logits, labels, row_weights, teacher_ids, class_map)
+    name = kernel_for("kd_loss", student_logits, teacher_logits, options, kernel)
+    mapped = class_map if isinstance(class_map, Tensor) else None
+    needs_grad = torch.is_grad_enabled() and student_logits.requires_grad
+    if inplace and needs_grad and student_logits.is_leaf:
+        raise ValueError("kd_loss: inplace needs student_logits that are no leaf (a parameter's values would be lost), got a leaf")
+    if name == native.REFERENCE:
+        return _reference("kd_loss", student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
+    if needs_grad:
+        inplace = inplace and not tracing() and _writable_rows(student_logits)
+        return _Fused.apply(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, inplace, name)
+    if tracing():
+        return _call_op(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, False, name)[0]
+    return _run(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, None, name)
+
+
+def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None) -> str:
+    """The kernel for these logits. Native ones take CPU tensors of float32, bfloat16 and float16, and all divergences but "dist"."""
+    name = native.resolve("kd_loss", kernel, where)
+    reason = unsupported(student, teacher, options)
+    if name == native.REFERENCE or reason is None:
+        return name
+    if kernel is not None:
+        raise ValueError(f"{where}: kernel {kernel!r} cannot run {reason}")
+    return native.REFERENCE
+
+
+def unsupported(student: Tensor, teacher: Tensor, options: Options) -> str | None:
+    """Why no native kernel runs these arguments, or None."""
+    if student.dtype not in native.DTYPES or teacher.dtype not in native.DTYPES:
+        return f"{student.dtype} and {teacher.dtype}, only float32, bfloat16 and float16"
+    if student.device.type != "cpu":
+        return f"on {student.device}, only on the CPU"
+    return "divergence 'dist'" if options.divergence == "dist" and options.soft_weight > 0 else None
+
+
+class _Fused(torch.autograd.Function):
+    """The forward pass computes the gradient for an upstream gradient of 1; the backward pass scales it."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, labels, row_weights, teacher_ids, class_map, common, options, inplace, kernel):
+        if tracing():
+            loss, gradient = _call_op(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, True, kernel)
+        else:
+            gradient = student.detach() if inplace else torch.empty(student.shape, dtype=student.dtype, device="cpu")
+            loss = _run(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, gradient, kernel)
+            if inplace:
+                # Whoever saved the logits for its own backward must notice that they are gone.
+                torch.autograd.graph.increment_version(gradient)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if torch.is_grad_enabled() and not tracing():
+            raise RuntimeError(
+                "kd_loss: create_graph=True asks for second derivatives, which the native kernels do not have; pass kernel='reference'"
+            )
+        (gradient,) = ctx.saved_tensors
+        return scaled(gradient, upstream), None, None, None, None, None, None, None, None, None
+
+
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """``gradient * upstream``, where upstream is a scalar or has one value per row. The gradient itself for 1."""
+    if upstream.dim() == 0:
+        if upstream.device.type == "cpu" and not tracing() and upstream.item() == 1.0:
+            return gradient
+        return gradient * upstream
+    return (gradient * upstream.unsqueeze(-1)).to(gradient.dtype)
+
+
+def _writable_rows(student: Tensor) -> bool:
+    return student.dim() == 2 and student.stride(1) == 1 and student.stride(0) >= student.shape[1]
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """(..., n) as (rows, n) with contiguous rows; a view where that is possible."""
+    if logits.dim() != 2:
+        logits = logits.reshape(-1, logits.shape[-1])
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _flat(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
+
+
+def _run(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    row_weights: Tensor | None,
+    teacher_ids: Tensor | None,
+    class_map: Tensor | None,
+    common: int,
+    options: Options,
+    gradient: Tensor | None,
+    kernel: str,
+    denominator: float = 0.0,
+) -> Tensor:
+    """Call the extension; the gradient, if asked for, goes to ``gradient``, which may be the student.
+
+    ``denominator`` replaces the one of the reduction, for callers that see only part of the rows.
+    """
+    o = options
+    rows = _rows(student)
+    n, classes = rows.shape
+    loss = torch.empty(student.shape[:-1] if o.reduction == "none" else (), dtype=torch.float32, device="cpu")
+    labels = _flat(labels, torch.int64)
+    row_weights = _flat(row_weights, torch.float32)
+    teacher_ids = _flat(teacher_ids, torch.int64)
+    class_map = _flat(class_map, torch.int64)
+    soft = o.soft_weight > 0
+    target = _rows(teacher) if soft else rows
+    # Without rows in `gradient` of its own the stride is the student's: in place.
+    stride = 0 if gradient is None else gradient.stride(0) if gradient.dim() == 2 else classes
+    native.module.kd_loss(
+        kernel, n, classes, rows.data_ptr(), rows.stride(0), native.DTYPES[rows.dtype],
+        target.data_ptr() if soft else 0, target.stride(0), target.shape[1], native.DTYPES[target.dtype],
+        TEACHER_FORMS[o.teacher_form],
+        teacher_ids.data_ptr() if teacher_ids is not None and soft else 0, o.tail,
+        class_map.data_ptr() if class_map is not None and soft else 0, common if soft else 0,
+        0 if labels is None else labels.data_ptr(), o.ignore_index, 0 if row_weights is None else row_weights.data_ptr(),
+        DIVERGENCES[o.divergence], o.temperature, o.soft_weight, o.hard_weight, o.beta, *o.part_weights, o.label_smoothing,
+        REDUCTIONS[o.reduction], denominator, student.shape[0], loss.data_ptr(), 0 if gradient is None else gradient.data_ptr(), stride,
+    )  # fmt: skip
+    return loss
+
+
+def _reference(where, student, teacher, labels, row_weights, teacher_ids, class_map, common, options) -> Tensor:
+    check_values(where, options, student, teacher.shape[-1], labels, row_weights, teacher_ids, class_map)
+    loss = kd_loss_reference(
+        student.reshape(-1, student.shape[-1]),
+        teacher.reshape(-1, teacher.shape[-1]),
+        None if labels is None else labels.reshape(-1).long(),
+        None if row_weights is None else row_weights.reshape(-1),
+        None if teacher_ids is None else teacher_ids.reshape(-1, teacher_ids.shape[-1]).long(),
+        None if class_map is None else class_map.long(),
+        common=common,
+        batch=student.shape[0],
+        **options._asdict(),
+    )
+    return loss.reshape(student.shape[:-1]) if options.reduction == "none" else loss
+
+
+def _call_op(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, gradient, kernel):
+    o = options
+    numbers = [o.temperature, o.soft_weight, o.hard_weight, o.beta, *o.part_weights, o.label_smoothing]
+    return _op(
+        student, teacher, labels, row_weights, teacher_ids, class_map, numbers, common, o.ignore_index,
+        [o.divergence, o.reduction, o.teacher_form, kernel], o.tail, gradient,
+    )  # fmt: skip
+
+
+def _run_op(student, teacher, labels, row_weights, teacher_ids, class_map, numbers, common, ignore_index, names, tail, gradient):
+    temperature, soft_weight, hard_weight, beta, first, second, label_smoothing = numbers
+    divergence, reduction, teacher_form, kernel = names
+    options = Options(
+        temperature, soft_weight, hard_weight, divergence, beta, (first, second), label_smoothing, ignore_index, reduction,
+        teacher_form, tail,
+    )  # fmt: skip
+    out = torch.empty(student.shape if gradient else (0,), dtype=student.dtype, device="cpu")
+    arguments = (student, teacher, labels, row_weights, teacher_ids, class_map, common, options)
+    return _run(*arguments, out if gradient else None, kernel), out
+
+
+def _fake_op(student, teacher, labels, row_weights, teacher_ids, class_map, numbers, common, ignore_index, names, tail, gradient):
+    loss = student.new_empty(student.shape[:-1] if names[1] == "none" else (), dtype=torch.float32)
+    return loss, student.new_empty(student.shape if gradient else (0,))
+
+
+_op = define(
+    "kd_loss(Tensor student, Tensor teacher, Tensor? labels, Tensor? row_weights, Tensor? teacher_ids, Tensor? class_map, "
+    "float[] numbers, SymInt common, int ignore_index, str[] names, bool tail, bool gradient) -> (Tensor, Tensor)",
+    _run_op,
+    _fake_op,
+)
