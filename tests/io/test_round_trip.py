@@ -430,7 +430,6 @@ FLOAT_LAYERS = [
     (nn.Linear(17, 5, bias=False), torch.randn(5, 17)),
     (nn.Conv2d(4, 8, 3, padding=1, stride=2), torch.randn(2, 4, 7, 7)),
     (nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.randn(2, 8, 7, 7)),
-    (nn.Conv1d(6, 4, 5, padding=2), torch.randn(2, 6, 11)),
     (nn.Embedding(13, 8), torch.tensor([0, 12, 3])),
 ]
 
