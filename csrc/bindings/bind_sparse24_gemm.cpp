@@ -35,6 +35,13 @@ void bind_sparse24_gemm(py::module_& m) {
            LinearArgs{M, N, K, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
                       address<const float>(bias), static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)});
   });
+  m.def("sparse24_product", [=](const std::string& kernel, int64_t N, int64_t K, int64_t L, uintptr_t xt, uintptr_t packed, uintptr_t bias,
+                                int activation, uintptr_t out) {
+    const Kernel& kr = pick(kernel);
+    py::gil_scoped_release nogil;
+    product(kr, ProductArgs{N, K, L, address<const float>(xt), address<const void>(packed), address<const float>(bias),
+                            static_cast<Activation>(activation), address<float>(out)});
+  });
 }
 
 }  // namespace pycompress

@@ -254,4 +254,27 @@ void linear(const Kernel& kernel, const LinearArgs& p) {
   if (columns < p.m) rows_way(kernel, p, s, columns, p.m);
 }
 
+void product(const Kernel& kernel, const ProductArgs& p) {
+  if (p.n == 0 || p.l == 0) return;
+  const Shape s(kernel, p.n, p.k);
+  parallel_for(ceil_div(p.l, kMaxCols), [&](int64_t begin, int64_t end) {
+    static thread_local Scratch scratch;
+    const int64_t widest = std::min(kOutputBlock, p.n);
+    float* xt = scratch.get<float>(static_cast<size_t>((s.padded + widest) * kMaxCols));
+    float* c = xt + s.padded * kMaxCols;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * kMaxCols, count = std::min<int64_t>(kMaxCols, p.l - first);
+      const int cols = tile_cols(count);
+      std::memset(xt, 0, static_cast<size_t>(s.padded * cols) * 4);
+      for (int64_t k = 0; k < p.k; ++k) std::memcpy(xt + k * cols, p.xt + k * p.l + first, static_cast<size_t>(count) * 4);
+      for (int64_t j = 0; j < p.n; j += kOutputBlock) {
+        const int64_t outputs = std::min(kOutputBlock, p.n - j);
+        sum_columns(kernel, s, static_cast<const uint8_t*>(p.packed), xt, cols, j, j + outputs, c);
+        kernel.finish(c, cols, outputs, p.bias ? p.bias + j : nullptr, p.activation);
+        for (int64_t o = 0; o < outputs; ++o) std::memcpy(p.out + (j + o) * p.l + first, c + o * cols, static_cast<size_t>(count) * 4);
+      }
+    }
+  });
+}
+
 }  // namespace pycompress::sparse24_gemm

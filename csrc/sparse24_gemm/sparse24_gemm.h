@@ -72,4 +72,17 @@ struct LinearArgs {
 
 void linear(const Kernel& kernel, const LinearArgs& args);
 
+// out[n][l] = act(bias[n] + sum over kept i of xt[position(n, i)][l] * value[n][i]), for activations that lie transposed already, as
+// the columns of an unfolded image do: xt (k, l) and out (n, l), both float32 and contiguous. The columns way.
+struct ProductArgs {
+  int64_t n, k, l;
+  const float* xt;
+  const void* packed;
+  const float* bias;  // or null
+  Activation activation;
+  float* out;
+};
+
+void product(const Kernel& kernel, const ProductArgs& args);
+
 }  // namespace pycompress::sparse24_gemm

@@ -8,6 +8,7 @@ from .int8_conv2d import Int8Conv2d
 from .int8_linear import Int8Linear
 from .int8_sparse24_linear import Int8Sparse24Linear
 from .int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
+from .sparse24_conv2d import Sparse24Conv2d
 from .sparse24_linear import Sparse24Linear
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "Int8Sparse24Linear",
     "Int8WeightOnlyConv2d",
     "Int8WeightOnlyLinear",
+    "Sparse24Conv2d",
     "Sparse24Linear",
 ]

@@ -10,6 +10,7 @@ from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_ref
 from .kd_loss import kd_loss
 from .kd_loss_reference import kd_loss_reference
 from .sparse24 import sparse24_check, sparse24_compress, sparse24_mask, sparse24_to_dense
+from .sparse24_conv2d import sparse24_conv2d, sparse24_conv2d_reference
 from .sparse24_cutlass import sparse24_from_cutlass, sparse24_to_cutlass
 from .sparse24_linear import sparse24_linear, sparse24_linear_reference
 
@@ -34,6 +35,8 @@ __all__ = [
     "quantize_weight_int4",
     "sparse24_check",
     "sparse24_compress",
+    "sparse24_conv2d",
+    "sparse24_conv2d_reference",
     "sparse24_from_cutlass",
     "sparse24_linear",
     "sparse24_linear_reference",
