@@ -1,5 +1,5 @@
 // AVX2: 8 lanes. 2^y by rounding y to an integer n with the magic constant 1.5 * 2^23, a polynomial of degree 5 for
-// 2^(y - n), and n added to the exponent bits. 1.5 ulp at most (tests/ops/test_kd_loss_exp.py).
+// 2^(y - n), and n added to the exponent bits. 2.5 ulp at most (tests/ops/test_kd_loss_exp.py).
 #include "core/target.h"
 #if PC_X86
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 // AVX-512: 16 lanes. 2^y as a polynomial of degree 5 for the fraction in [0, 1) and vscalefps, which goes to 0 and to
-// infinity by itself. 1.5 ulp at most (tests/ops/test_kd_loss_exp.py).
+// infinity by itself. 3 ulp at most (tests/ops/test_kd_loss_exp.py).
 #include "core/target.h"
 #if PC_X86
 #include <immintrin.h>

@@ -152,8 +152,9 @@ PC_INLINE void mix_terms(typename V::R p, typename V::R q, typename V::R ratio, 
   const R large = V::max(V::set(1.1754944e-38f), V::max(p, q)), quotient = V::div(V::min(p, q), large);
   const R weight = V::select_less(p, q, V::set(beta), V::set(1.0f - beta));
   const R log_m = log2_of<V>(V::fma(weight, V::sub(quotient, one), one));  // log2(m / a)
-  *from_p = V::mul(p, V::select_positive(p, V::sub(V::min(ratio, zero), log_m)));
-  *from_q = V::mul(q, V::select_positive(q, V::sub(V::min(V::sub(zero, ratio), zero), log_m)));
+  // min takes its second operand where one is NaN, so a NaN ratio stays.
+  *from_p = V::mul(p, V::select_positive(p, V::sub(V::min(zero, ratio), log_m)));
+  *from_q = V::mul(q, V::select_positive(q, V::sub(V::min(zero, V::sub(zero, ratio)), log_m)));
 }
 
 template <class V, bool whole>

@@ -33,7 +33,7 @@ def double_reference(student: Tensor, teacher: Tensor, *args: Any, **options: An
 def assert_close(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor], *, temperature: float, soft_weight: float = 1.0, rows: int = 1):
     """Loss and gradient against float64.
 
-    Exponentials are right to 2 ulp, so log q - log p is right to 8 eps per unit of the logarithm of a sum, and T^2 times that
+    Exponentials are right to 3 ulp, so log q - log p is right to 8 eps per unit of the logarithm of a sum, and T^2 times that
     is what no float32 loss can resolve. The gradient: 1e-5 in norm, plus the rounding of T (q - p), whose terms have a norm
     up to T each, per row.
     """
