@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_every_op_with_a_reference_is_listed() -> None:
 
 def test_text_names_the_first_kernel_and_the_reason_of_a_fallback() -> None:
     text = doctor.render()
-    assert f"int8_matmul  {', '.join(native.kernels('int8_matmul'))}" in text
+    assert re.search(rf"^  int8_matmul +{', '.join(native.kernels('int8_matmul'))}", text, re.MULTILINE)
     if native.module is None:
         assert f"NOT LOADED: {native.missing_reason}" in text
     else:
