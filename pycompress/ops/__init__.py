@@ -9,6 +9,7 @@ from .int8_matmul import int8_matmul, int8_matmul_reference
 from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
 from .kd_loss import kd_loss
 from .kd_loss_reference import kd_loss_reference
+from .linear_kd_loss import linear_kd_loss
 from .sparse24 import sparse24_check, sparse24_compress, sparse24_mask, sparse24_to_dense
 from .sparse24_conv2d import sparse24_conv2d, sparse24_conv2d_reference
 from .sparse24_cutlass import sparse24_from_cutlass, sparse24_to_cutlass
@@ -30,6 +31,7 @@ __all__ = [
     "int8_sparse24_linear_reference",
     "kd_loss",
     "kd_loss_reference",
+    "linear_kd_loss",
     "quantize_affine",
     "quantize_weight",
     "quantize_weight_int4",

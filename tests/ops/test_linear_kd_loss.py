@@ -1,0 +1,199 @@
+"""Chunks must not show: the same loss and gradients as kd_loss on whole logits, whatever the chunk size."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.kernels import all_kernels, native_kernels
+
+from pycompress.ops import kd_loss, linear_kd_loss
+from pycompress.ops.linear_kd_loss import CHUNK_BYTES, MIN_CHUNK, choose_chunk
+
+OPTIONS = {"temperature": 2.0, "soft_weight": 0.5, "hard_weight": 0.5}
+EVERY = pytest.mark.parametrize("kernel", all_kernels("kd_loss"))
+
+
+def problem(rows=13, classes=40, features=6, teacher_features=9, teacher_classes=None, bias=True, dtype=torch.float32):
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+    student = [make(rows, features), make(classes, features), make(classes) if bias else None]
+    teacher = [
+        make(rows, teacher_features),
+        make(teacher_classes or classes, teacher_features),
+        make(teacher_classes or classes) if bias else None,
+    ]
+    labels = torch.randint(classes, (rows,))
+    labels[[1, -1]] = -100
+    return [t if t is None else t.requires_grad_() for t in student], teacher, labels
+
+
+def whole(student, teacher, labels, **options):
+    return kd_loss(F.linear(*student), F.linear(*teacher), labels, **OPTIONS, **options)
+
+
+def chunked(student, teacher, labels, **options):
+    return linear_kd_loss(
+        student[0], student[1], teacher[0], teacher[1], labels, student_bias=student[2], teacher_bias=teacher[2], **OPTIONS, **options
+    )
+
+
+def gradients(loss, student, factor=1.0):
+    return torch.autograd.grad(factor * loss, [t for t in student if t is not None])
+
+
+def assert_same(a, b, student, rtol=1e-4, factor=1.0):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for x, y in zip(gradients(a, student, factor), gradients(b, student, factor), strict=True):
+        assert x.dtype == y.dtype and (x - y).norm() <= rtol * y.norm() + 1e-6
+
+
+@EVERY
+@pytest.mark.parametrize("chunk", [None, 1, 4, 13, 100])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
+def test_equals_the_whole(kernel, chunk, bias, reduction):
+    student, teacher, labels = problem(bias=bias)
+    weights = torch.rand(13)
+    for options in ({}, {"row_weights": weights}):
+        a = chunked(student, teacher, labels, reduction=reduction, chunk_size=chunk, kernel=kernel, **options)
+        assert_same(a, whole(student, teacher, labels, reduction=reduction, kernel=kernel, **options), student, factor=-0.5)
+
+
+@EVERY
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "dkd"])
+@pytest.mark.parametrize("classes", [20, 1100])
+def test_divergences(kernel, divergence, classes):
+    student, teacher, labels = problem(classes=classes)
+    options = {"divergence": divergence, "kernel": kernel, "label_smoothing": 0.1}
+    assert_same(chunked(student, teacher, labels, chunk_size=5, **options), whole(student, teacher, labels, **options), student)
+
+
+@EVERY
+@pytest.mark.parametrize("class_map", ["prefix", "tensor"])
+def test_vocabularies_of_different_size(kernel, class_map):
+    student, teacher, labels = problem(classes=30, teacher_classes=25)
+    class_map = torch.arange(30).where(torch.arange(30) < 20, -1) if class_map == "tensor" else class_map
+    options = {"class_map": class_map, "kernel": kernel}
+    assert_same(chunked(student, teacher, labels, chunk_size=4, **options), whole(student, teacher, labels, **options), student)
+
+
+@EVERY
+def test_only_what_learns_gets_a_gradient(kernel):
+    for learns in ([True, False, False], [False, True, False], [False, False, True]):
+        student, teacher, labels = problem()
+        for tensor, learn in zip(student, learns, strict=True):
+            tensor.requires_grad_(learn)
+        chunked(student, teacher, labels, chunk_size=5, kernel=kernel).backward()
+        assert [t.grad is not None for t in student] == learns
+
+
+@EVERY
+def test_more_dimensions_and_no_gradient(kernel):
+    student, teacher, labels = problem(rows=12)
+    rows = chunked(student, teacher, labels, chunk_size=5, kernel=kernel, reduction="mean").detach()
+    deep = [student[0].reshape(3, 4, -1), *student[1:]], [teacher[0].reshape(3, 4, -1), *teacher[1:]], labels.reshape(3, 4)
+    torch.testing.assert_close(chunked(*deep, chunk_size=5, kernel=kernel).detach(), rows)
+    with torch.no_grad():
+        none = chunked(*deep, chunk_size=5, kernel=kernel, reduction="none")
+        assert none.shape == (3, 4)
+        torch.testing.assert_close(none, whole(*deep, kernel=kernel, reduction="none"), rtol=1e-5, atol=1e-6)
+
+
+@EVERY
+def test_no_row_counts(kernel):
+    student, teacher, labels = problem()
+    loss = chunked(student, teacher, torch.full_like(labels, -100), chunk_size=4, kernel=kernel)
+    assert loss == 0 and not any(g.any() for g in gradients(loss, student))
+
+
+@pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
+def test_half_precision(kernel):
+    student, teacher, labels = problem(dtype=torch.bfloat16)
+    a, b = (f(student, teacher, labels, kernel=kernel) for f in (chunked, whole))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    for x, y in zip(gradients(a, student), gradients(b, student), strict=True):
+        assert x.dtype == torch.bfloat16 and (x - y).float().norm() <= 0.02 * y.float().norm()
+
+
+def test_gradcheck():
+    student, teacher, labels = problem(rows=5, classes=7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *s: chunked(s, teacher, labels, chunk_size=2), student)
+
+
+@EVERY
+def test_graph_twice_and_second_derivatives(kernel):
+    student, teacher, labels = problem()
+    loss = chunked(student, teacher, labels, kernel=kernel)
+    (first,) = torch.autograd.grad(loss, student[0], retain_graph=True)
+    kept = first.clone()
+    torch.testing.assert_close(torch.autograd.grad(2 * loss, student[0], retain_graph=True)[0], 2 * kept)
+    with pytest.raises(RuntimeError, match=r"linear_kd_loss: create_graph=True"):
+        torch.autograd.grad(loss, student[0], create_graph=True)
+
+
+@EVERY
+def test_compile_full_graph(kernel):
+    torch._dynamo.reset()
+    student, teacher, labels = problem()
+    compiled = torch.compile(lambda s: chunked(s, teacher, labels, chunk_size=5, kernel=kernel), fullgraph=True, backend="aot_eager")
+    assert_same(compiled(student), chunked(student, teacher, labels, kernel=kernel), student)
+
+
+def test_opcheck():
+    student, teacher, labels = problem()
+    student = [t.detach() for t in student]
+    arguments = (*student, *teacher, labels, None, None, [2.0, 0.5, 0.5, 0.5, 1.0, 8.0, 0.0], [40, 5, 13], -100)
+    names = ["forward_kl", "mean", all_kernels("kd_loss")[0]]
+    torch.library.opcheck(torch.ops.pycompress.linear_kd_loss.default, (*arguments, names, [True, False, True]))
+
+
+@pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
+def test_no_more_than_a_chunk_of_logits_is_alive(kernel):
+    """The largest storage that the call allocates, beside the gradients, is one chunk."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = set()
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    sizes.add(tensor.untyped_storage().nbytes())
+            return out
+
+    student, teacher, labels = problem(rows=64, classes=500, features=4, teacher_features=4)
+    with Largest(), torch.no_grad():
+        chunked(student, teacher, labels, chunk_size=8, kernel=kernel)
+    assert max(sizes) == 8 * 500 * 4
+
+
+def test_choose_chunk():
+    hidden = torch.empty(100000, 8)
+    rows = choose_chunk(hidden, 32000, 32000)
+    assert rows * 64000 * 4 <= CHUNK_BYTES and rows >= MIN_CHUNK
+    assert choose_chunk(hidden, 10**7, 10**7) == MIN_CHUNK
+    assert choose_chunk(hidden[:10], 100, 100) == 10
+
+
+def test_errors():
+    student, teacher, labels = problem()
+
+    def refuses(error, text, s=student, t=teacher, **options):
+        with pytest.raises(error, match=re.escape(f"linear_kd_loss: {text}")):
+            chunked(s, t, options.pop("labels", labels), **options)
+
+    refuses(ValueError, "chunk_size must be an int above 0 or None, got 0", chunk_size=0)
+    refuses(ValueError, "divergence must not be 'dist'", divergence="dist")
+    refuses(ValueError, "reduction 'none' has no gradient here", reduction="none")
+    refuses(ValueError, "student_head must be (classes, 6) to match student_hidden, got (40, 5)", [student[0], student[1][:, :5], None])
+    refuses(ValueError, "student_bias must have shape (40,), got (39,)", [*student[:2], student[2][:39]])
+    refuses(ValueError, "teacher_head must be torch.float32 on cpu like teacher_hidden", t=[teacher[0], teacher[1].double(), None])
+    refuses(TypeError, "student_hidden must be a floating-point tensor, got torch.int64", [student[0].long(), *student[1:]])
+    refuses(TypeError, "teacher_head must be a floating-point tensor, got NoneType", t=[teacher[0], None, None])
+    refuses(ValueError, "teacher_logits must have the 40 classes of student_logits, got 30", t=[teacher[0], teacher[1][:30], None])
+    refuses(ValueError, "labels must lie in 0..39 or be ignore_index (-100), got 40", labels=torch.full((13,), 40))
+    refuses(ValueError, "student_hidden must be (..., features) with at least one row, got (0, 6)", [student[0][:0], *student[1:]])
+    refuses(ValueError, "teacher_logits must have the rows of student_logits (13, 40), got (12, 40)", t=[teacher[0][:12], *teacher[1:]])
