@@ -30,7 +30,7 @@ def sparse24_to_cutlass(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor
     _check_multiples(where, values, word)
     meta = indices.contiguous().view(word)
     reordered = torch.empty_like(meta).view(-1)
-    reordered[_places(*meta.shape, word, meta.device)] = meta.view(-1)
+    reordered[_places(meta.shape[0], meta.shape[1], word, meta.device)] = meta.view(-1)
     return values.contiguous(), reordered.view(meta.shape)
 
 
@@ -44,7 +44,7 @@ def sparse24_from_cutlass(packed: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]
     if tuple(meta.shape) != expected:
         raise ValueError(f"{where}: meta must be {expected} to match packed {tuple(packed.shape)}, got {tuple(meta.shape)}")
     _check_multiples(where, packed, word)
-    ordered = meta.contiguous().view(-1)[_places(*meta.shape, word, meta.device)]
+    ordered = meta.contiguous().view(-1)[_places(meta.shape[0], meta.shape[1], word, meta.device)]
     indices = ordered.view(meta.shape).contiguous().view(torch.uint8)
     sparse24_check(where, packed, indices, 2 * packed.shape[1])
     return packed.contiguous(), indices
