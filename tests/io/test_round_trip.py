@@ -425,12 +425,24 @@ def test_saving_changes_nothing(path):
 
 # ---- every registered compressed layer ----
 
+
+def sparse24(layer):
+    """The layer with the first two of every four weights zero."""
+    with torch.no_grad():
+        flat = layer.weight.view(layer.weight.shape[0], -1, 4)
+        flat[:, :, :2] = 0
+    return layer
+
+
 FLOAT_LAYERS = [
     (nn.Linear(16, 12), torch.randn(5, 16)),
     (nn.Linear(17, 5, bias=False), torch.randn(5, 17)),
     (nn.Conv2d(4, 8, 3, padding=1, stride=2), torch.randn(2, 4, 7, 7)),
     (nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.randn(2, 8, 7, 7)),
     (nn.Embedding(13, 8), torch.tensor([0, 12, 3])),
+    (nn.Conv1d(4, 8, 3, padding=1), torch.randn(2, 4, 9)),
+    (sparse24(nn.Linear(16, 12)), torch.randn(5, 16)),
+    (sparse24(nn.Conv2d(4, 8, 3, padding=1)), torch.randn(2, 4, 7, 7)),
 ]
 
 
