@@ -155,6 +155,8 @@ def sparse24_check(where: str, values: Tensor, indices: Tensor, k: int, *, patte
 
 def content_problem(values: Tensor, indices: Tensor, k: int, p: Pattern) -> str | None:
     """What is wrong with the contents of compressed tensors of the right shapes, or None."""
+    if values.is_meta or indices.is_meta:  # a meta tensor has no contents
+        return None
     return _problem(values, indices, unpack_indices(indices, p.kept(k), p.bits).view(values.shape[0], -(-k // p.m), p.n), k, p)
 
 

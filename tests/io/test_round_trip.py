@@ -450,6 +450,8 @@ FLOAT_LAYERS = [
 def test_every_registered_layer_makes_the_round_trip(name, path):
     made = 0
     for float_layer, x in FLOAT_LAYERS:
+        if isinstance(float_layer, nn.Conv1d) != (name == "Int8Conv1d"):
+            continue  # a 1-d convolution has its own layer
         try:
             layer = LAYERS[name].from_float(float_layer)
         except (TypeError, ValueError, AttributeError):  # not a layer for this kind of float layer
