@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import native
-from ..ops.sparse24 import content_problem, parse_nm, sparse24_compress, unchecked_to_dense
+from ..ops.sparse24 import content_problem, pack_indices, parse_nm, unchecked_to_dense
 from ..ops.sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 from .packed import PackedModule
 
@@ -31,9 +31,10 @@ class Sparse24Weight(PackedModule):
 
     def set_empty(self) -> None:
         """An all-zero weight: the first ``n`` positions of every group."""
-        zeros = torch.zeros(self._rows, self._depth, dtype=self.values_dtype)
-        values, indices = sparse24_compress(zeros, pattern=self.pattern)
-        self._set_canonical({"values": values, "indices": indices})
+        p = parse_nm(type(self).__name__, self.pattern)
+        kept = p.kept(self._depth)
+        first = torch.arange(p.n).repeat(kept // p.n).expand(self._rows, kept)
+        self._set_canonical({"values": torch.zeros(self._rows, kept, dtype=self.values_dtype), "indices": pack_indices(first, p.bits)})
 
     def _set_canonical(self, tensors: dict[str, Tensor]) -> None:
         values, indices = tensors["values"], tensors["indices"]
