@@ -52,7 +52,8 @@ def linear_kd_loss(
 
     The gradients of hidden states, head and bias are computed during the forward pass, those that are needed, and scaled in
     the backward pass. So ``reduction="none"`` with a gradient is refused: use ``row_weights``. Half precision: the head's
-    gradient is summed over chunks in its own dtype, as separate products would be.
+    gradient is summed over chunks in its own dtype, as separate products would be. Under ``torch.autocast`` both sides are cast
+    as ``F.linear`` would cast them.
 
     Raises what ``kd_loss`` raises, with this function's name.
 
@@ -66,6 +67,8 @@ def linear_kd_loss(
     )  # fmt: skip
     if divergence == "dist":
         raise ValueError(f"{where}: divergence must not be 'dist', which looks at all rows at once; use kd_loss")
+    student_hidden, student_head, student_bias = _autocast(student_hidden, student_head, student_bias)
+    teacher_hidden, teacher_head, teacher_bias = _autocast(teacher_hidden, teacher_head, teacher_bias)
     _check_side(where, "student", student_hidden, student_head, student_bias)
     _check_side(where, "teacher", teacher_hidden, teacher_head, teacher_bias)
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
@@ -235,6 +238,15 @@ class _FusedLinear(torch.autograd.Function):
         if torch.is_grad_enabled() and not tracing():
             raise RuntimeError("linear_kd_loss: create_graph=True asks for second derivatives, which it does not have; use kd_loss")
         return (*(None if g is None else scaled(g, upstream) for g in ctx.saved_tensors), *[None] * 7)
+
+
+def _autocast(*tensors):
+    """What autocast makes of the arguments of a linear layer: its dtype, but for float64. The loss itself stays in float32."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if isinstance(t, Tensor) and t.dtype in native.DTYPES else t for t in tensors]
 
 
 def _check_side(where: str, name: str, hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:

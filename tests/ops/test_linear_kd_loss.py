@@ -1,11 +1,13 @@
 """Chunks must not show: the same loss and gradients as kd_loss on whole logits, whatever the chunk size."""
 
 import re
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.kernels import all_kernels, native_kernels
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pycompress.ops import kd_loss, linear_kd_loss
 from pycompress.ops.linear_kd_loss import CHUNK_BYTES, MIN_CHUNK, choose_chunk
@@ -30,12 +32,12 @@ def problem(rows=13, classes=40, features=6, teacher_features=9, teacher_classes
 
 
 def whole(student, teacher, labels, **options):
-    return kd_loss(F.linear(*student), F.linear(*teacher), labels, **OPTIONS, **options)
+    return kd_loss(F.linear(*student), F.linear(*teacher), labels, **OPTIONS | options)
 
 
 def chunked(student, teacher, labels, **options):
     return linear_kd_loss(
-        student[0], student[1], teacher[0], teacher[1], labels, student_bias=student[2], teacher_bias=teacher[2], **OPTIONS, **options
+        student[0], student[1], teacher[0], teacher[1], labels, student_bias=student[2], teacher_bias=teacher[2], **OPTIONS | options
     )
 
 
@@ -108,6 +110,148 @@ def test_no_row_counts(kernel):
     assert loss == 0 and not any(g.any() for g in gradients(loss, student))
 
 
+def double_reference(student, teacher, labels, **options):
+    """Loss and gradients of the whole logits in float64."""
+    student = [t if t is None else t.detach().double().requires_grad_() for t in student]
+    teacher = [t if t is None else t.double() for t in teacher]
+    options = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in options.items()}
+    loss = kd_loss(F.linear(*student), F.linear(*teacher), labels, **OPTIONS | options, kernel="reference")
+    return loss.detach(), gradients(loss, student)
+
+
+def assert_near(loss, got, want_loss, want, rtol=1e-5):
+    assert loss.item() == pytest.approx(want_loss.item(), rel=rtol, abs=1e-6)
+    for x, y in zip(got, want, strict=True):
+        assert float((x.double() - y).norm()) <= rtol * float(y.norm()) + 1e-7
+
+
+@EVERY
+@pytest.mark.parametrize("classes", [17, 1030])
+@pytest.mark.parametrize(
+    "case", ["both", "soft only", "hard only", "smoothed", "weighted", "no labels", "hot", "sum", "dkd", "jsd", "prefix"]
+)
+def test_against_float64(kernel, classes, case):
+    student, teacher, labels = problem(rows=29, classes=classes, teacher_classes=classes - 3 if case == "prefix" else None)
+    options = {
+        "both": {},
+        "soft only": {"hard_weight": 0.0},
+        "hard only": {"soft_weight": 0.0},
+        "smoothed": {"label_smoothing": 0.2},
+        "weighted": {"row_weights": torch.rand(29).where(torch.arange(29) % 5 != 0, 0.0)},
+        "no labels": {"hard_weight": 0.0, "reduction": "batchmean"},
+        "hot": {"temperature": 20.0},
+        "sum": {"reduction": "sum"},
+        "dkd": {"divergence": "dkd", "part_weights": (1.0, 2.0)},
+        "jsd": {"divergence": "jsd", "beta": 0.25},
+        "prefix": {"class_map": "prefix"},
+    }[case]
+    labels = None if case == "no labels" else labels
+    want = double_reference(student, teacher, labels, **options)
+    for chunk in (None, 1, 7):
+        loss = chunked(student, teacher, labels, **options, chunk_size=chunk, kernel=kernel)
+        assert loss.dtype == torch.float32
+        assert_near(loss, gradients(loss, student), *want)
+
+
+@EVERY
+def test_zero_and_other_upstream_gradients(kernel):
+    student, teacher, labels = problem()
+    want = double_reference(student, teacher, labels)[1]
+    for factor in (0.0, 1.0, -3.5, 1e-3):
+        loss = chunked(student, teacher, labels, chunk_size=5, kernel=kernel)
+        got = gradients(loss, student, factor)
+        assert factor or not any(g.any() for g in got)
+        assert_near(loss, got, loss, [factor * g for g in want])
+
+
+@EVERY
+def test_accumulating_leaves_the_saved_gradient_alone(kernel):
+    """The first ``backward`` must not hand its own memory to ``.grad``, into which the second adds."""
+    student, teacher, labels = problem()
+    want = double_reference(student, teacher, labels)[1]
+    loss = chunked(student, teacher, labels, chunk_size=5, kernel=kernel)
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    loss.backward()
+    assert_near(loss, [t.grad for t in student], loss, [3 * g for g in want])
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@EVERY
+def test_the_teacher_gets_no_gradient(kernel):
+    student, teacher, labels = problem()
+    teacher = [t.requires_grad_() for t in teacher]
+    chunked(student, teacher, labels, chunk_size=5, kernel=kernel).backward()
+    assert all(t.grad is None for t in teacher)
+    frozen = [t.detach() for t in student]
+    assert not chunked(frozen, teacher, labels, kernel=kernel).requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(chunked(student, teacher, labels, kernel=kernel), whole(student, teacher, labels, kernel=kernel))
+
+
+@EVERY
+def test_ignored_rows_may_hold_nan(kernel):
+    """As with kd_loss on F.linear: hidden states of ignored rows reach neither the loss nor other rows' gradients."""
+    student, teacher, labels = problem()
+    want = double_reference(student, teacher, labels)
+    hidden = student[0].detach().clone()
+    hidden[1], teacher[0][1] = float("nan"), float("inf")
+    hidden.requires_grad_()
+    loss = chunked([hidden, *student[1:]], teacher, labels, chunk_size=5, kernel=kernel)
+    got = torch.autograd.grad(loss, [hidden, student[2]])
+    assert_near(loss, got, want[0], [want[1][0], want[1][2]])
+
+
+@EVERY
+def test_strided_and_mixed_arguments(kernel):
+    """A transposed head, hidden states that are every second row of another tensor, int32 labels, a half-precision teacher."""
+    student, teacher, labels = problem(rows=26)
+    want = double_reference([student[0][::2], *student[1:]], [teacher[0][::2], *teacher[1:]], labels[::2])
+    head = student[1].detach().T.contiguous().T.requires_grad_()
+    loss = chunked([student[0][::2], head, student[2]], [teacher[0][::2], *teacher[1:]], labels[::2].int(), chunk_size=4, kernel=kernel)
+    hidden, *rest = torch.autograd.grad(loss, [student[0], head, student[2]])
+    assert not hidden[1::2].any()
+    assert_near(loss, [hidden[::2], *rest], *want)
+    half = [t.bfloat16() for t in teacher]
+    loss = chunked(student, half, labels, chunk_size=4, kernel=kernel)
+    assert_near(loss, gradients(loss, student), *double_reference(student, half, labels), rtol=0.02)
+
+
+@EVERY
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+def test_autocast(kernel, hidden_dtype):
+    """In autocast hidden states are bfloat16 and heads float32; both are cast as F.linear casts them."""
+    student, teacher, labels = problem()
+    student[0] = student[0].detach().to(hidden_dtype).requires_grad_()
+    teacher[0] = teacher[0].to(hidden_dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        a, b = (f(student, teacher, labels, kernel=kernel) for f in (chunked, whole))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    for tensor, x, y in zip(student, gradients(a, student), gradients(b, student), strict=True):
+        assert x.dtype == tensor.dtype and (x - y).norm() <= 0.02 * y.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="student_hidden must be a floating-point tensor"):
+        chunked([student[0].long(), *student[1:]], teacher, labels)
+
+
+def test_a_tied_head_gets_both_gradients():
+    """One parameter as embedding and as head."""
+    _, teacher, labels = problem(rows=9, bias=False)
+    embedding, ids = torch.randn(40, 6, requires_grad=True), torch.randint(40, (9,))
+    (got,) = torch.autograd.grad(chunked((embedding[ids], embedding, None), teacher, labels, chunk_size=4), embedding)
+    (want,) = torch.autograd.grad(whole((embedding[ids], embedding, None), teacher, labels), embedding)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
+def test_half_precision_against_float64(kernel, dtype):
+    student, teacher, labels = problem(rows=64, classes=300, dtype=dtype)
+    loss = chunked(student, teacher, labels, chunk_size=16, kernel=kernel)
+    assert loss.dtype == torch.float32
+    assert_near(loss, gradients(loss, student), *double_reference(student, teacher, labels), rtol=0.02)
+
+
 @pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
 def test_half_precision(kernel):
     student, teacher, labels = problem(dtype=torch.bfloat16)
@@ -149,25 +293,63 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.pycompress.linear_kd_loss.default, (*arguments, names, [True, False, True]))
 
 
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that operators have made and that are still alive, and their peak. Views of ``given`` count nothing."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given = {t.untyped_storage()._cdata for t in given if t is not None}
+        self.live, self.peak, self.largest = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key in self.given:
+                    continue
+                if key not in self.live:
+                    self.live[key] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, key, None)
+                self.largest = max(self.largest, storage.nbytes())
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
 @pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
-def test_no_more_than_a_chunk_of_logits_is_alive(kernel):
-    """The largest storage that the call allocates, beside the gradients, is one chunk."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_no_more_than_a_chunk_of_logits_is_alive(kernel, needs_grad):
+    """The call allocates the gradients, one chunk of student and one of teacher logits, and a few vectors."""
+    rows, classes, chunk = 64, 500, 8
+    student, teacher, labels = problem(rows=rows, classes=classes, features=4, teacher_features=4)
+    gradient_bytes = needs_grad * sum(t.numel() for t in student) * 4
+    with LiveBytes(*student, *teacher, labels) as count, torch.set_grad_enabled(needs_grad):
+        loss = chunked(student, teacher, labels, chunk_size=chunk, kernel=kernel)
+    logits = chunk * classes * 4
+    assert count.largest == logits
+    vectors = 4 * classes + 64 * rows
+    assert 2 * logits + gradient_bytes <= count.peak <= 2 * logits + gradient_bytes + vectors
+    assert loss.requires_grad == needs_grad
 
-    sizes = set()
 
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    sizes.add(tensor.untyped_storage().nbytes())
-            return out
+@EVERY
+def test_memory_does_not_grow_with_rows(kernel):
+    peaks = []
+    for rows in (32, 320):
+        student, teacher, labels = problem(rows=rows, classes=500, features=1, teacher_features=1, bias=False)
+        with LiveBytes(*student, *teacher, labels) as count:
+            chunked(student, teacher, labels, chunk_size=16, kernel=kernel)
+        peaks.append(count.peak)
+    assert peaks[1] - peaks[0] < 4 * 500 * 16 / 2
 
+
+@pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
+def test_hard_weight_only_makes_no_teacher_logits(kernel):
     student, teacher, labels = problem(rows=64, classes=500, features=4, teacher_features=4)
-    with Largest(), torch.no_grad():
-        chunked(student, teacher, labels, chunk_size=8, kernel=kernel)
-    assert max(sizes) == 8 * 500 * 4
+    with LiveBytes(*student, *teacher, labels) as count, torch.no_grad():
+        chunked(student, teacher, labels, chunk_size=8, kernel=kernel, soft_weight=0.0)
+    assert count.peak < 2 * 8 * 500 * 4
 
 
 def test_choose_chunk():
