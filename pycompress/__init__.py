@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and ed
     from .analysis import report as report
     from .distillation import Distiller as Distiller
     from .distillation import KDLoss as KDLoss
+    from .distillation import LinearKDLoss as LinearKDLoss
     from .io import load as load
     from .io import save as save
     from .pruning import Pruner as Pruner
@@ -48,6 +49,7 @@ _PUBLIC = {
     "Int8Static": "quantization",
     "Int8WeightOnly": "quantization",
     "KDLoss": "distillation",
+    "LinearKDLoss": "distillation",
     "Pruner": "pruning",
     "Quantizer": "quantization",
     "compare": "analysis",
@@ -69,6 +71,7 @@ __all__ = [
     "Int8Static",
     "Int8WeightOnly",
     "KDLoss",
+    "LinearKDLoss",
     "Pruner",
     "Quantizer",
     "compare",

@@ -61,18 +61,13 @@ def linear_kd_loss(
     >>> linear_kd_loss(h, w, torch.randn(512, 96), torch.randn(32000, 96), temperature=2.0, soft_weight=1.0, hard_weight=0.0).backward()
     """
     where = "linear_kd_loss"
-    options = check_options(
-        where, temperature, soft_weight, hard_weight, divergence, beta, part_weights, label_smoothing, ignore_index, reduction,
-        "logits", False,
+    options = check_linear_options(
+        where, temperature, soft_weight, hard_weight, divergence, beta, part_weights, label_smoothing, ignore_index, reduction, chunk_size
     )  # fmt: skip
-    if divergence == "dist":
-        raise ValueError(f"{where}: divergence must not be 'dist', which looks at all rows at once; use kd_loss")
     student_hidden, student_head, student_bias = _autocast(student_hidden, student_head, student_bias)
     teacher_hidden, teacher_head, teacher_bias = _autocast(teacher_hidden, teacher_head, teacher_bias)
     _check_side(where, "student", student_hidden, student_head, student_bias)
     _check_side(where, "teacher", teacher_hidden, teacher_head, teacher_bias)
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"{where}: chunk_size must be an int above 0 or None, got {chunk_size!r}")
     # Shapes of the logits that there will be, on a device that holds nothing.
     shapes = [h.shape[:-1] + w.shape[:1] for h, w in ((student_hidden, student_head), (teacher_hidden, teacher_head))]
     student_logits, teacher_logits = (
@@ -107,6 +102,31 @@ def linear_kd_loss(
         return _FusedLinear.apply(*rows, call)
     loss, _ = (_call_op if tracing() else run_chunks)(rows, call, [False] * 3)
     return loss.reshape(shapes[0][:-1]) if reduction == "none" else loss
+
+
+def check_linear_options(
+    where: str,
+    temperature: float,
+    soft_weight: float,
+    hard_weight: float,
+    divergence: str,
+    beta: float | None,
+    part_weights: tuple[float, float] | None,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+    chunk_size: int | None,
+) -> Options:
+    """``check_options`` for what can run in chunks."""
+    options = check_options(
+        where, temperature, soft_weight, hard_weight, divergence, beta, part_weights, label_smoothing, ignore_index, reduction,
+        "logits", False,
+    )  # fmt: skip
+    if divergence == "dist":
+        raise ValueError(f"{where}: divergence must not be 'dist', which looks at all rows at once; use kd_loss")
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"{where}: chunk_size must be an int above 0 or None, got {chunk_size!r}")
+    return options
 
 
 class Problem(NamedTuple):

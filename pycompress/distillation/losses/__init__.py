@@ -13,6 +13,7 @@ from .feature import FeatureLoss
 from .fsp import FSPLoss
 from .hint import HintLoss
 from .kd import JSDLoss, KDLoss, ResponseLoss, ReverseKLLoss
+from .linear_kd import LinearKDLoss
 from .pkt import PKTLoss
 from .relation import RelationLoss
 from .rkd import RKDLoss
@@ -31,6 +32,7 @@ __all__ = [
     "HintLoss",
     "JSDLoss",
     "KDLoss",
+    "LinearKDLoss",
     "Outputs",
     "PKTLoss",
     "PairLoss",
