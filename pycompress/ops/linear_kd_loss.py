@@ -263,7 +263,7 @@ class _FusedLinear(torch.autograd.Function):
 def _autocast(*tensors):
     """What autocast makes of the arguments of a linear layer: its dtype, but for float64. The loss itself stays in float32."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if isinstance(t, Tensor) and t.dtype in native.DTYPES else t for t in tensors]

@@ -192,7 +192,7 @@ def test_the_teacher_gets_no_gradient(kernel):
 
 @EVERY
 def test_ignored_rows_may_hold_nan(kernel):
-    """As with kd_loss on F.linear: hidden states of ignored rows reach neither the loss nor other rows' gradients."""
+    """They reach neither the loss nor other rows' gradients. The head's is 0 * NaN there, as with F.linear."""
     student, teacher, labels = problem()
     want = double_reference(student, teacher, labels)
     hidden = student[0].detach().clone()
@@ -232,6 +232,32 @@ def test_autocast(kernel, hidden_dtype):
         assert x.dtype == tensor.dtype and (x - y).norm() <= 0.02 * y.norm()
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="student_hidden must be a floating-point tensor"):
         chunked([student[0].long(), *student[1:]], teacher, labels)
+
+
+def test_autocast_compiles():
+    torch._dynamo.reset()
+    student, teacher, labels = problem()
+
+    def step(s):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return chunked(s, teacher, labels, chunk_size=5)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(student), step(student), student)
+
+
+def test_a_device_of_its_own():
+    """The reference on a device without values (meta stands for an accelerator); both models on one device."""
+    student, teacher, labels = problem()
+    meta = [[t.detach().to("meta").requires_grad_() for t in student], [t.to("meta") for t in teacher], labels.to("meta")]
+    loss = chunked(*meta, chunk_size=5)
+    assert loss.device.type == "meta"
+    assert [g.shape for g in gradients(loss, meta[0])] == [t.shape for t in student]
+    with pytest.raises(ValueError, match=r"linear_kd_loss: teacher_logits must be on meta like student_logits, got cpu"):
+        chunked(meta[0], teacher, meta[2])
+    for kernel in native_kernels("kd_loss"):
+        with pytest.raises(ValueError, match=rf"linear_kd_loss: kernel '{kernel}' cannot run on meta, only on the CPU"):
+            chunked(*meta, kernel=kernel)
 
 
 def test_a_tied_head_gets_both_gradients():
