@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,9 @@ from . import native
 from .kd_loss_options import DIVERGENCES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
 from .kd_loss_reference import kd_loss_reference
 from .library import define, tracing
+
+CPU = torch.device("cpu")
+_cached_options = lru_cache(maxsize=256, typed=True)(check_options)  # typed: True is no temperature, though it equals 1
 
 
 def kd_loss(
@@ -70,7 +76,9 @@ def kd_loss(
     >>> s, t, y = torch.randn(8, 10, requires_grad=True), torch.randn(8, 10), torch.randint(10, (8,))
     >>> kd_loss(s, t, y, temperature=4.0, soft_weight=0.5, hard_weight=0.5).backward()
     """
-    options = check_options(
+    # Dynamo traces plain functions only; a list of part_weights has no hash.
+    check = check_options if tracing() or isinstance(part_weights, list) else _cached_options
+    options = check(
         "kd_loss", temperature, soft_weight, hard_weight, divergence, beta, part_weights, label_smoothing, ignore_index, reduction,
         teacher_form, tail,
     )  # fmt: skip
@@ -82,12 +90,12 @@ def kd_loss(
         raise ValueError("kd_loss: inplace needs student_logits that are no leaf (a parameter's values would be lost), got a leaf")
     if name == native.REFERENCE:
         return _reference("kd_loss", student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
-    if needs_grad:
-        inplace = inplace and not tracing() and _writable_rows(student_logits)
-        return _Fused.apply(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, inplace, name)
+    arguments = (student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
     if tracing():
-        return _call_op(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, False, name)[0]
-    return _run(student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options, None, name)
+        return _Traced.apply(*arguments, name) if needs_grad else _call_op(*arguments, False, name)[0]
+    if needs_grad:
+        return _Fused.apply(student_logits, (arguments, inplace and _writable_rows(student_logits), name))
+    return _run(*arguments, None, name)
 
 
 def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None) -> str:
@@ -114,26 +122,39 @@ class _Fused(torch.autograd.Function):
     """The forward pass computes the gradient for an upstream gradient of 1; the backward pass scales it."""
 
     @staticmethod
-    def forward(ctx, student, teacher, labels, row_weights, teacher_ids, class_map, common, options, inplace, kernel):
-        if tracing():
-            loss, gradient = _call_op(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, True, kernel)
-        else:
-            gradient = student.detach() if inplace else torch.empty(student.shape, dtype=student.dtype, device="cpu")
-            loss = _run(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, gradient, kernel)
-            if inplace:
-                # Whoever saved the logits for its own backward must notice that they are gone.
-                torch.autograd.graph.increment_version(gradient)
+    def forward(ctx, student, call):  # one argument for all that has no gradient: autograd looks at each
+        arguments, inplace, kernel = call
+        gradient = student.detach() if inplace else torch.empty(student.shape, dtype=student.dtype, device=CPU)
+        loss = _run(*arguments, gradient, kernel)
+        if inplace:
+            # Whoever saved the logits for its own backward must notice that they are gone.
+            torch.autograd.graph.increment_version(gradient)
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
-        if torch.is_grad_enabled() and not tracing():
+        if torch.is_grad_enabled():
             raise RuntimeError(
                 "kd_loss: create_graph=True asks for second derivatives, which the native kernels do not have; pass kernel='reference'"
             )
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, upstream), None, None, None, None, None, None, None, None, None
+        return scaled(gradient, upstream), None
+
+
+class _Traced(torch.autograd.Function):
+    """The same for torch.compile and torch.export."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, labels, row_weights, teacher_ids, class_map, common, options, kernel):
+        loss, gradient = _call_op(student, teacher, labels, row_weights, teacher_ids, class_map, common, options, True, kernel)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return scaled(gradient, upstream), None, None, None, None, None, None, None, None
 
 
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
@@ -179,29 +200,37 @@ def _run(
 
     ``denominator`` replaces the one of the reduction, for callers that see only part of the rows.
     """
-    o = options
     rows = _rows(student)
     n, classes = rows.shape
-    loss = torch.empty(student.shape[:-1] if o.reduction == "none" else (), dtype=torch.float32, device="cpu")
-    labels = _flat(labels, torch.int64)
-    row_weights = _flat(row_weights, torch.float32)
-    teacher_ids = _flat(teacher_ids, torch.int64)
-    class_map = _flat(class_map, torch.int64)
-    soft = o.soft_weight > 0
-    target = _rows(teacher) if soft else rows
-    # Without rows in `gradient` of its own the stride is the student's: in place.
-    stride = 0 if gradient is None else gradient.stride(0) if gradient.dim() == 2 else classes
-    native.module.kd_loss(
-        kernel, n, classes, rows.data_ptr(), rows.stride(0), native.DTYPES[rows.dtype],
-        target.data_ptr() if soft else 0, target.stride(0), target.shape[1], native.DTYPES[target.dtype],
-        TEACHER_FORMS[o.teacher_form],
-        teacher_ids.data_ptr() if teacher_ids is not None and soft else 0, o.tail,
-        class_map.data_ptr() if class_map is not None and soft else 0, common if soft else 0,
-        0 if labels is None else labels.data_ptr(), o.ignore_index, 0 if row_weights is None else row_weights.data_ptr(),
-        DIVERGENCES[o.divergence], o.temperature, o.soft_weight, o.hard_weight, o.beta, *o.part_weights, o.label_smoothing,
-        REDUCTIONS[o.reduction], denominator, student.shape[0], loss.data_ptr(), 0 if gradient is None else gradient.data_ptr(), stride,
+    loss = torch.empty(student.shape[:-1] if options.reduction == "none" else (), dtype=torch.float32, device=CPU)
+    labels, row_weights = _flat(labels, torch.int64), _flat(row_weights, torch.float32)
+    target, teacher_at, teacher_stride, teacher_classes, ids_at, map_at = rows, 0, 0, 0, 0, 0
+    if options.soft_weight > 0:
+        target, teacher_ids, class_map = _rows(teacher), _flat(teacher_ids, torch.int64), _flat(class_map, torch.int64)
+        teacher_at, teacher_stride, teacher_classes = target.data_ptr(), target.stride(0), target.shape[1]
+        ids_at = 0 if teacher_ids is None else teacher_ids.data_ptr()
+        map_at = 0 if class_map is None else class_map.data_ptr()
+    else:
+        common = 0
+    gradient_at, gradient_stride = 0, 0
+    if gradient is not None:
+        # A gradient in place has the student's rows, any other is contiguous.
+        gradient_at, gradient_stride = gradient.data_ptr(), gradient.stride(0) if gradient.dim() == 2 else classes
+    _plan(options, kernel)(
+        n, classes, rows.data_ptr(), rows.stride(0), native.DTYPES[rows.dtype],
+        teacher_at, teacher_stride, teacher_classes, native.DTYPES[target.dtype], ids_at, map_at, common,
+        0 if labels is None else labels.data_ptr(), 0 if row_weights is None else row_weights.data_ptr(),
+        denominator, student.shape[0], loss.data_ptr(), gradient_at, gradient_stride,
     )  # fmt: skip
     return loss
+
+
+@lru_cache(maxsize=256)
+def _plan(o: Options, kernel: str) -> Callable[..., None]:
+    return native.module.KdLossPlan(
+        kernel, TEACHER_FORMS[o.teacher_form], o.tail, o.ignore_index, DIVERGENCES[o.divergence], o.temperature, o.soft_weight,
+        o.hard_weight, o.beta, *o.part_weights, o.label_smoothing, REDUCTIONS[o.reduction],
+    )  # fmt: skip
 
 
 def _reference(where, student, teacher, labels, row_weights, teacher_ids, class_map, common, options) -> Tensor:
@@ -236,7 +265,7 @@ def _run_op(student, teacher, labels, row_weights, teacher_ids, class_map, numbe
         temperature, soft_weight, hard_weight, divergence, beta, (first, second), label_smoothing, ignore_index, reduction,
         teacher_form, tail,
     )  # fmt: skip
-    out = torch.empty(student.shape if gradient else (0,), dtype=student.dtype, device="cpu")
+    out = torch.empty(student.shape if gradient else (0,), dtype=student.dtype, device=CPU)
     arguments = (student, teacher, labels, row_weights, teacher_ids, class_map, common, options)
     return _run(*arguments, out if gradient else None, kernel), out
 

@@ -108,7 +108,7 @@ def check_tensors(
     assert shape is not None
     if len(shape) < 2 or student.numel() == 0:
         raise ValueError(f"{where}: student_logits must be (..., classes) with at least one row and one class, got {tuple(shape)}")
-    if teacher.shape[:-1] != shape[:-1] or teacher.dim() != len(shape) or teacher.shape[-1] == 0:
+    if teacher.shape != shape and (teacher.shape[:-1] != shape[:-1] or teacher.shape[-1] == 0):
         raise ValueError(f"{where}: teacher_logits must have the rows of student_logits {tuple(shape)}, got {tuple(teacher.shape)}")
     if teacher.device != student.device:
         raise ValueError(f"{where}: teacher_logits must be on {student.device} like student_logits, got {teacher.device}")
