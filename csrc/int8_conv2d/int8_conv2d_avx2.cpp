@@ -136,9 +136,10 @@ void quantize_out(const float* y, int64_t n, float inverse, int zero_point, int 
 }
 
 void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, float* out, int64_t plane) {
-  for (int64_t p = 0; p < pixels; p += 8) {
-    const __m256i m = first(pixels - p);
-    for (int64_t c = 0; c < cols; c += 4) {
+  // Columns outside: every column is a page of its own, so what goes to one is written together.
+  for (int64_t c = 0; c < cols; c += 4) {
+    for (int64_t p = 0; p < pixels; p += 8) {
+      const __m256i m = first(pixels - p);
       // r[i]: lanes are 4 columns of pixels i and 4 + i; a 4x4 transpose in each lane then gives whole columns.
       __m256 r[4];
       PC_UNROLL

@@ -148,9 +148,10 @@ PC_INLINE __m512 low_pairs(__m512 a, __m512 b) { return _mm512_castpd_ps(_mm512_
 PC_INLINE __m512 high_pairs(__m512 a, __m512 b) { return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
 
 void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, float* out, int64_t plane) {
-  for (int64_t p = 0; p < pixels; p += 16) {
-    const __mmask16 m = first(pixels - p);
-    for (int64_t c = 0; c < cols; c += 4) {
+  // Columns outside: every column is a page of its own, so what goes to one is written together.
+  for (int64_t c = 0; c < cols; c += 4) {
+    for (int64_t p = 0; p < pixels; p += 16) {
+      const __mmask16 m = first(pixels - p);
       // r[i]: lane l = 4 columns of pixel 4 l + i; a 4x4 transpose in each lane then gives whole columns.
       __m512 r[4];
       PC_UNROLL

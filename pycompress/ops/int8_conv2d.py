@@ -209,8 +209,9 @@ def check_input(where: str, x: Tensor, geometry: Geometry, channels: int, static
         raise ValueError(f"{where}: x must be on {device} like weight, got {x.device}")
     if x.dtype == torch.int8 and not static:
         raise ValueError(f"{where}: an int8 x needs its x_scale, got x_scale=None")
-    size = geometry.out_size(x.shape[2], x.shape[3])
-    if min(*size, x.shape[2], x.shape[3]) < 1:
+    h, w = x.shape[2], x.shape[3]
+    out_h, out_w = geometry.out_size(h, w)
+    if out_h < 1 or out_w < 1 or h < 1 or w < 1:
         raise ValueError(
             f"{where}: x {tuple(x.shape)} must have pixels and, padded by {(geometry.padding_h, geometry.padding_w)}, hold the window "
             f"{(geometry.kernel_h, geometry.kernel_w)} dilated by {(geometry.dilation_h, geometry.dilation_w)}"
