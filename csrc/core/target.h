@@ -55,8 +55,12 @@
 #define PC_NEON_I8MM "arch=armv8.2-a+dotprod+i8mm"
 #endif
 
-// Inner helpers must inline: a call in a microkernel would spill the register tile.
-#if defined(__GNUC__)
+// Inner helpers must inline: a call in a microkernel would spill the register tile. Not under AddressSanitizer, where only the
+// loads and stores count and GCC takes ten minutes for a kernel of inlined lambdas.
+#if defined(__SANITIZE_ADDRESS__)
+#define PC_INLINE inline
+#define PC_RESTRICT __restrict__
+#elif defined(__GNUC__)
 #define PC_INLINE inline __attribute__((always_inline))
 #define PC_RESTRICT __restrict__
 #else
