@@ -60,6 +60,15 @@ module, missing_reason = _load()
 _KERNELS: dict[str, tuple[str, ...]] = {
     name.removesuffix("_kernels"): tuple(getattr(module, name)()) for name in dir(module) if name.endswith("_kernels")
 }
+# Ops that share the kernels of another one.
+for _op, _shared in (
+    ("int8_linear", "int8_matmul"),
+    ("int4_linear", "int4_matmul"),
+    ("linear_kd_loss", "kd_loss"),
+    ("sparse24_conv2d", "sparse24_linear"),
+):
+    if _shared in _KERNELS:
+        _KERNELS[_op] = _KERNELS[_shared]
 
 
 def kernels(op: str) -> list[str]:

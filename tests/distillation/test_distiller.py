@@ -68,7 +68,7 @@ def test_batches_without_labels(mlp):
     expected = KDLoss(4.0, 1.0, 0.0)(student(x), teacher(x))
     for batch in (x, (x,), [x], {"inputs": x}):
         torch.testing.assert_close(distiller.loss(batch), expected)
-    with pytest.raises(ValueError, match="kd_loss: labels must be given here"):
+    with pytest.raises(ValueError, match="kd_loss: labels must be given for hard_weight above 0"):
         Distiller(student, teacher).loss(x)
 
 
@@ -388,7 +388,7 @@ def test_constructor_errors(mlp):
 
 def test_mismatched_outputs_and_reduction_none(mlp):
     batch = (torch.randn(3, 64), torch.arange(3))
-    with pytest.raises(ValueError, match=r"kd_loss: teacher_logits must have the shape of student_logits \(3, 10\), got \(3, 12\)"):
+    with pytest.raises(ValueError, match=r"kd_loss: teacher_logits must have the 10 classes of student_logits, got 12"):
         Distiller(mlp(8), nn.Linear(64, 12)).loss(batch)
     with pytest.raises(ValueError, match=r"loss: term 'kd' must be a scalar, got shape \(3,\); use reduction='mean'"):
         Distiller(mlp(8), mlp(8), KDLoss(reduction="none")).loss(batch)

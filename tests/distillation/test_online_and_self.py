@@ -81,7 +81,7 @@ def test_mutual_errors(mlp):
     ]:
         with pytest.raises(error, match=message):
             MutualLearning(students, loss)
-    with pytest.raises(ValueError, match=r"teacher_logits must have the shape of student_logits"):
+    with pytest.raises(ValueError, match=r"teacher_logits must have the 4 classes of student_logits"):
         MutualLearning([nn.Linear(3, 4), nn.Linear(3, 5)]).loss((torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)))
     assert "MLP (336 parameters)" in repr(MutualLearning([a, b])) or "parameters)" in repr(MutualLearning([a, b]))
 

@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...ops.kd_loss import kd_loss
 from .base import LOSSES, DistillationLoss, Outputs
 from .check import check_between, check_reduction, check_some_weight, check_temperature, check_weight
-from .response import check_divergence, kd_loss, standardize
+from .response import check_divergence, standardize
 
 
 class ResponseLoss(DistillationLoss):
@@ -158,7 +159,7 @@ class KDLoss(SoftHardLoss):
     applied. ``reduction="mean"`` is the mean over rows that are not ignored; nothing is divided by the number of classes.
     ``standardize``: z-score both logits before the soft term (Sun et al. 2024, https://arxiv.org/abs/2403.01427).
     ``divergence``: "forward_kl", "reverse_kl" or "jsd" with ``beta``. The other arguments are those of
-    :func:`~pycompress.distillation.losses.response.kd_loss` and :class:`ResponseLoss`.
+    :func:`~pycompress.ops.kd_loss` and :class:`ResponseLoss`.
 
     Hinton, Vinyals, Dean 2015, section 2, https://arxiv.org/abs/1503.02531.
     Raises ``ValueError`` for a temperature not above 0, negative weights, both weights 0, and shapes that do not match.
@@ -217,7 +218,7 @@ class KDLoss(SoftHardLoss):
             soft_weight=soft,
             hard_weight=hard,
             divergence=self.divergence,
-            beta=self.beta,
+            beta=self.beta if self.divergence == "jsd" else None,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             row_weights=row_weights,

@@ -1,96 +1,15 @@
-"""Losses on logits, as functions: what the fused op computes, written for reading.
-
-For one row with student logits s, teacher logits t, label y and temperature T:
-
-    p = softmax(t / T), q = softmax(s / T)
-    loss = soft_weight * T^2 * D(p, q) + hard_weight * CE(softmax(s), y)
-
-    forward_kl   D = KL(p || q) = sum p (log p - log q)      gradient of T^2 D in s: T (q - p)
-    reverse_kl   D = KL(q || p) = sum q (log q - log p)      gradient: T q ((log q - log p) - D)
-    jsd          D = beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q
-
-T^2 keeps the soft gradients at the size of the hard ones when T changes (Hinton et al. 2015, section 2.1,
-https://arxiv.org/abs/1503.02531). It is always there, and nothing is ever divided by the number of classes.
-"""
+"""What the losses on logits share beside the fused op :mod:`pycompress.ops.kd_loss`: rows, reductions, standardized logits."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .check import (
-    at_least_float32,
-    check_between,
-    check_labels,
-    check_logits,
-    check_reduction,
-    check_some_weight,
-    check_temperature,
-    check_weight,
-)
+from .check import at_least_float32, check_between, check_labels, check_logits
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
-
-
-def kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor | None = None,
-    *,
-    temperature: float,
-    soft_weight: float,
-    hard_weight: float,
-    divergence: str = "forward_kl",
-    beta: float = 0.5,
-    label_smoothing: float = 0.0,
-    ignore_index: int = -100,
-    row_weights: Tensor | None = None,
-    reduction: str = "mean",
-) -> Tensor:
-    """``soft_weight * T^2 * D(teacher, student) + hard_weight * cross_entropy(student, labels)``.
-
-    ``student_logits``, ``teacher_logits``: (..., classes), floating point; the teacher gets no gradient. Half precision
-    is computed and returned in float32. Minus infinity is fine (a masked class); reverse KL is then infinite, by
-    definition, where only the teacher masks a class. A NaN teacher gives NaN.
-    ``labels``: (...) integers, needed when ``hard_weight`` > 0. Rows whose label is ``ignore_index`` count in neither
-    term, even if their logits are NaN.
-    ``divergence``: "forward_kl", "reverse_kl" or "jsd"; ``beta`` belongs to "jsd" and lies in [0, 1]. The ends are forward
-    KL (0) and reverse KL (1) by convention: the formula itself is 0 there.
-    ``row_weights``: (...), one factor per row, not negative.
-    ``reduction``: "none" gives one value per row, shape (...), ignored rows 0; "sum"; "mean" divides by the number of
-    rows that are not ignored (with ``row_weights``, by their sum); "batchmean" divides by the size of the first
-    dimension, ignored rows included, like ``torch.nn.KLDivLoss``. Without a single valid row the loss is 0 with gradient 0.
-
-    Equal to (without ignored rows)
-    ``soft_weight * T**2 * F.kl_div(log_softmax(s / T), log_softmax(t / T), reduction="batchmean", log_target=True)
-    + hard_weight * F.cross_entropy(s, labels)`` for "forward_kl" and 2-D logits.
-
-    >>> s, t, y = torch.randn(8, 10, requires_grad=True), torch.randn(8, 10), torch.randint(10, (8,))
-    >>> kd_loss(s, t, y, temperature=4.0, soft_weight=0.5, hard_weight=0.5).backward()
-    """
-    where = "kd_loss"
-    temperature = check_temperature(where, temperature)
-    soft_weight = check_weight(where, "soft_weight", soft_weight)
-    hard_weight = check_weight(where, "hard_weight", hard_weight)
-    check_some_weight(where, soft_weight=soft_weight, hard_weight=hard_weight)
-    check_divergence(where, divergence, beta)
-    check_between(where, "label_smoothing", label_smoothing, 0.0, 1.0, open_end=True)
-    check_reduction(where, reduction)
-    rows = as_rows(where, student_logits, teacher_logits, labels, ignore_index, labels_needed=hard_weight > 0)
-
-    loss = rows.student.new_zeros(rows.student.shape[0])
-    if soft_weight > 0:
-        loss = loss + soft_weight * temperature**2 * divergence_rows(rows.student, rows.teacher, temperature, divergence, beta)
-    if hard_weight > 0:
-        assert rows.labels is not None
-        loss = loss + hard_weight * F.cross_entropy(
-            rows.student, rows.labels, reduction="none", ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
-    return reduce_rows(where, loss, rows, row_weights, reduction)
 
 
 class Rows(NamedTuple):
@@ -126,7 +45,7 @@ def as_rows(
 
 
 def reduce_rows(where: str, loss: Tensor, rows: Rows, row_weights: Tensor | None, reduction: str) -> Tensor:
-    """One loss per row -> what ``reduction`` asks for. See :func:`kd_loss`."""
+    """One loss per row -> what ``reduction`` asks for. See :func:`~pycompress.ops.kd_loss`."""
     if rows.valid is not None:
         loss = torch.where(rows.valid, loss, 0.0)
     count: Tensor | int = loss.shape[0] if rows.valid is None else rows.valid.sum()
@@ -161,32 +80,11 @@ def check_divergence(where: str, divergence: str, beta: float) -> None:
     check_between(where, "beta", beta, 0.0, 1.0)
 
 
-def divergence_rows(student: Tensor, teacher: Tensor, temperature: float, divergence: str, beta: float = 0.5) -> Tensor:
-    """D(p, q) per row, without T^2. ``student``, ``teacher``: (rows, classes) -> (rows,)."""
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
-    if divergence == "forward_kl" or (divergence == "jsd" and beta == 0.0):
-        return kl_rows(log_p, log_q)
-    if divergence == "reverse_kl" or (divergence == "jsd" and beta == 1.0):
-        return kl_rows(log_q, log_p)
-    return jsd_rows(log_p, log_q, beta)
-
-
 def kl_rows(log_a: Tensor, log_b: Tensor) -> Tensor:
     """KL(a || b) per row from log-probabilities. A class with a = 0 contributes 0 whatever b is, and gets no gradient."""
     a = log_a.exp()
     difference = torch.where(a > 0, log_a - log_b, 0.0)  # -inf - (-inf) is NaN and must not meet the product's backward
     return (a * difference).sum(-1)
-
-
-def jsd_rows(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """beta KL(p || m) + (1 - beta) KL(q || m) per row, m = beta p + (1 - beta) q, 0 < beta < 1."""
-    nowhere = (log_p == -math.inf) & (log_q == -math.inf)  # logaddexp(-inf, -inf) has a NaN gradient
-    log_m = torch.logaddexp(
-        torch.where(nowhere, 0.0, log_p) + math.log(beta),
-        torch.where(nowhere, 0.0, log_q) + math.log1p(-beta),
-    )
-    return beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
 
 
 def standardize(logits: Tensor) -> Tensor:
