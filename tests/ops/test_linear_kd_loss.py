@@ -237,15 +237,15 @@ def test_autocast(kernel, hidden_dtype):
 def test_autocast_compiles():
     torch._dynamo.reset()
     student, teacher, labels = problem()
+    # The traced reference computes all rows at once; sums of bfloat16 gradients over chunks would differ from that.
+    chunk_size = 13 if all_kernels("kd_loss")[0] == "reference" else 5
 
     def step(s):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return chunked(s, teacher, labels, chunk_size=5)
+            return chunked(s, teacher, labels, chunk_size=chunk_size)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    # The reference computes the gradient of the logits by autograd in bfloat16, whose steps autocast orders differently in eager mode.
-    reference = all_kernels("kd_loss")[0] == "reference"
-    assert_same(compiled(student), step(student), student, rtol=2**-8 if reference else 1e-4)
+    assert_same(compiled(student), step(student), student)
 
 
 def test_a_device_of_its_own():
@@ -315,7 +315,7 @@ def test_compile_full_graph(kernel):
 
 def test_opcheck():
     if all_kernels("kd_loss")[0] == "reference":
-        pytest.skip("opcheck calls the op under a dispatch mode, where the autograd that the reference needs is switched off")
+        pytest.skip("the traced reference is made of ordinary torch functions and never calls this op")
     student, teacher, labels = problem()
     student = [t.detach() for t in student]
     arguments = (*student, *teacher, labels, None, None, [2.0, 0.5, 0.5, 0.5, 1.0, 8.0, 0.0], [40, 5, 13], -100)
