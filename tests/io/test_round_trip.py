@@ -36,7 +36,7 @@ class Net(nn.Module):
         return self.fc(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width).mean(1))
 
 
-X = torch.randn(3, 1, 6, 6)
+X = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 def trained(model, x=X):

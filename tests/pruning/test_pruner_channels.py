@@ -12,7 +12,7 @@ from pycompress.nn.base import get_note
 from pycompress.pruning import CRITERIA, Pruner, prune
 from pycompress.pruning.graph import ChannelGraph, apply_cuts
 
-X = torch.randn(IMAGE)
+X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 MODELS = [Residual, Concat, Mobile, Grouped, Gated, Decoder, TwoOutputs]
 
 

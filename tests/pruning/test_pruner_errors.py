@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from pycompress.pruning import Pruner, prune, recalibrate_batchnorm
 
-X = torch.randn(IMAGE)
+X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
 
 def fingerprint(model):

@@ -13,7 +13,7 @@ import pycompress as pc
 from pycompress.nn.surgery import select
 from pycompress.pruning import LAYER_FACTORIES, SCHEDULES, Mask, Pruner, nm_mask, prune
 
-X = torch.randn(IMAGE)
+X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
 
 def zeros(layer):
