@@ -64,6 +64,7 @@ class Distiller(Trainable):
                 raise ValueError("Distiller: teacher must be given for a loss on its features, got None")
             check_paths("Distiller", "teacher", self.teacher, self.loss_module.teacher_paths)
         self.history = History()
+        self.term_kernels = {}
 
     def students(self) -> dict[str, nn.Module]:
         return {"student": self.student}
@@ -73,7 +74,9 @@ class Distiller(Trainable):
 
     def terms(self, batch: Any) -> dict[str, Tensor]:
         """Weighted loss terms of one batch by name, with gradient; ``loss(batch)`` is their sum. Training flags stay as they are."""
-        return self.loss_module.terms(self._run(self.student, split_batch(batch)))
+        outputs = self._run(self.student, split_batch(batch))
+        self.term_kernels = self.loss_module.kernels(outputs)
+        return self.loss_module.terms(outputs)
 
     def prepare(self, batch: Any, seed: int = 0) -> None:
         """Make the adapters of the loss for the shapes that this batch gives, initialised from ``seed``.

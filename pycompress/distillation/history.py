@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass
 class EpochRecord:
-    """One epoch. ``terms``: mean of each weighted loss term; they sum to ``train_loss``."""
+    """One epoch. ``terms``: mean of each weighted loss term; they sum to ``train_loss``.
+
+    ``kernels``: what computed each term in the last batch: the kernel of a fused loss, with the reason where it is the
+    reference, or "torch".
+    """
 
     epoch: int
     train_loss: float
@@ -16,6 +20,7 @@ class EpochRecord:
     learning_rate: float
     metric: float | None
     seconds: float
+    kernels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -25,6 +30,9 @@ class History:
     >>> history = distiller.fit(train_loader, epochs=3, val_loader=val_loader)
     >>> history.best.epoch, history.best.metric
     (3, 0.97)
+    >>> print(history.summary())
+    3 epochs, 12.4 s; training loss 1.94 -> 0.81; best accuracy 0.97 in epoch 3
+      kd  0.81  kd_loss, avx512
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -42,6 +50,20 @@ class History:
 
     def __len__(self) -> int:
         return len(self.epochs)
+
+    def summary(self) -> str:
+        """Epochs, time, losses, the best metric, and each loss term of the last epoch with what computed it."""
+        if not self.epochs:
+            return "0 epochs"
+        first, last, best = self.epochs[0], self.epochs[-1], self.best
+        seconds = sum(record.seconds for record in self.epochs)
+        head = f"{len(self)} epoch{'s' if len(self) > 1 else ''}, {seconds:.1f} s; training loss {first.train_loss:.4g} -> {last.train_loss:.4g}"
+        if best is not None:
+            head += f"; best {self.metric_name} {best.metric:.4g} in epoch {best.epoch}"
+        lines = [head]
+        width = max(map(len, last.terms))
+        lines += [f"  {name:{width}}  {value:.4g}  {last.kernels.get(name, '')}".rstrip() for name, value in last.terms.items()]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

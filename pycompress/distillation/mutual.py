@@ -55,6 +55,7 @@ class MutualLearning(Trainable):
         if self.loss_module.student_paths or not self.loss_module.needs_teacher_logits:
             raise ValueError("MutualLearning: loss must compare logits with the peers' (soft_weight > 0) and read no features")
         self.history = History()
+        self.term_kernels = {}
 
     def students(self) -> dict[str, nn.Module]:
         return {f"student{i}": student for i, student in enumerate(self.models)}
@@ -96,7 +97,9 @@ class MutualLearning(Trainable):
             for j, peer in enumerate(logits):
                 if i == j:
                     continue
-                for name, value in self.loss_module.terms(Outputs(mine, peer.detach(), batch.labels)).items():
+                outputs = Outputs(mine, peer.detach(), batch.labels)
+                self.term_kernels |= {f"{i}/{name}": kernel for name, kernel in self.loss_module.kernels(outputs).items()}
+                for name, value in self.loss_module.terms(outputs).items():
                     key, share = f"{i}/{name}", value / (len(logits) - 1)
                     found[key] = found[key] + share if key in found else share
         return found, logits

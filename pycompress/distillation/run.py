@@ -103,7 +103,7 @@ class Run:
                 f"fit: the loss of epoch {epoch} must be finite, got {loss}; lower the learning rate, set max_grad_norm, "
                 "or look for NaN in the inputs and minus infinity in the logits"
             )
-        return EpochRecord(epoch, loss, means, rate, None, time.perf_counter() - started)
+        return EpochRecord(epoch, loss, means, rate, None, time.perf_counter() - started, dict(self.task.term_kernels))
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)

@@ -37,6 +37,8 @@ class Trainable(ABC):
 
     loss_module: DistillationLoss
     history: History
+    term_kernels: dict[str, str]
+    """What computed each term of the last batch, for the history."""
 
     @abstractmethod
     def students(self) -> dict[str, nn.Module]:

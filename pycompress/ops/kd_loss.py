@@ -101,7 +101,7 @@ def kd_loss(
 def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None) -> str:
     """The kernel for these logits. Native ones take CPU tensors of float32, bfloat16 and float16, and all divergences but "dist"."""
     name = native.resolve("kd_loss", kernel, where)
-    reason = unsupported(student, teacher, options)
+    reason = unsupported(student, teacher, options.divergence if options.soft_weight > 0 else "")
     if name == native.REFERENCE or reason is None:
         return name
     if kernel is not None:
@@ -109,13 +109,26 @@ def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, k
     return native.REFERENCE
 
 
-def unsupported(student: Tensor, teacher: Tensor, options: Options) -> str | None:
-    """Why no native kernel runs these arguments, or None."""
+def kernel_and_reason(student: Tensor, teacher: Tensor, divergence: str) -> tuple[str, str | None]:
+    """Which kernel ``kd_loss`` runs for these logits by itself, and why it is the reference if it is.
+
+    >>> kernel_and_reason(torch.randn(8, 10).double(), torch.randn(8, 10), "forward_kl")
+    ('reference', 'no kernel for torch.float64 and torch.float32, only float32, bfloat16 and float16')
+    """
+    missing = native.fallback_reason("kd_loss")
+    if missing is not None:
+        return native.REFERENCE, missing
+    reason = unsupported(student, teacher, divergence)
+    return (native.REFERENCE, f"no kernel for {reason}") if reason else (native.kernels("kd_loss")[0], None)
+
+
+def unsupported(student: Tensor, teacher: Tensor, divergence: str) -> str | None:
+    """Why no native kernel runs these arguments, or None. ``divergence``: "" if the teacher does not count."""
     if student.dtype not in native.DTYPES or teacher.dtype not in native.DTYPES:
         return f"{student.dtype} and {teacher.dtype}, only float32, bfloat16 and float16"
     if student.device.type != "cpu":
         return f"on {student.device}, only on the CPU"
-    return "divergence 'dist'" if options.divergence == "dist" and options.soft_weight > 0 else None
+    return "divergence 'dist'" if divergence == "dist" else None
 
 
 class _Fused(torch.autograd.Function):

@@ -182,9 +182,20 @@ def correlation_distance(p: Tensor, q: Tensor, inter_weight: float, intra_weight
 
 
 def pearson_distance(x: Tensor, y: Tensor) -> Tensor:
-    """1 - correlation of each row of ``x`` with the same row of ``y``; two constant rows agree (distance 0)."""
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    tiny = torch.finfo(x.dtype).eps ** 2  # squared norms below are rounding noise of probabilities
-    square_x, square_y = x.square().sum(1), y.square().sum(1)
-    correlation = (x * y).sum(1) / (square_x.clamp_min(tiny).sqrt() * square_y.clamp_min(tiny).sqrt())
-    return torch.where((square_x <= tiny) & (square_y <= tiny), 0.0, 1.0 - correlation)
+    """1 - correlation of each row of ``x`` with the same row of ``y``. ``x``, ``y``: (rows, n) -> (rows,).
+
+    A constant row (to 1e-5 of its size, which is rounding noise) has no correlation: distance 1 without gradient, or
+    0 if both are constant.
+    """
+    unit_x, varies_x = centred_unit(x)
+    unit_y, varies_y = centred_unit(y)
+    return torch.where(varies_x | varies_y, 1.0 - (unit_x * unit_y).sum(1), 0.0)
+
+
+def centred_unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows minus their mean, at unit length, 0 for constant rows; and which rows vary."""
+    centred = x - x.mean(1, keepdim=True)
+    square = centred.square().sum(1, keepdim=True)
+    varies = square > 1e-10 * x.square().sum(1, keepdim=True)
+    unit = torch.where(varies, centred / torch.where(varies, square, 1.0).sqrt(), 0.0)
+    return unit, varies.squeeze(1)

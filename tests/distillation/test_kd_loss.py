@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycompress.distillation import JSDLoss, KDLoss, ReverseKLLoss
-from pycompress.distillation.losses.response import DIVERGENCES, standardize
+from pycompress.distillation.losses.kd import DIVERGENCES
+from pycompress.distillation.losses.standardize import standardize
 from pycompress.ops import kd_loss as fused_kd_loss
 
 IGNORE = -100

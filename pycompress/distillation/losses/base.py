@@ -66,6 +66,10 @@ class DistillationLoss(nn.Module):
         """Weighted scalar terms by name; the loss of a batch is their sum."""
         raise NotImplementedError
 
+    def kernels(self, outputs: Outputs) -> dict[str, str]:
+        """What computes each term for such outputs, under the names of ``terms``; for the history."""
+        return {self.name: "torch"}
+
     def response(self) -> DistillationLoss | None:
         """The part that compares logits with labels (it knows their layout), or None."""
         return None
@@ -196,8 +200,14 @@ class CombinedLoss(DistillationLoss):
         for name, loss in self._active():
             terms = loss.terms(outputs)
             for inner, value in terms.items():
-                key = name if len(terms) == 1 else f"{name}/{inner}"
-                found[key] = self.weights[name] * value
+                found[_key(name, inner, terms)] = self.weights[name] * value
+        return found
+
+    def kernels(self, outputs: Outputs) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, loss in self._active():
+            kernels = loss.kernels(outputs)
+            found |= {_key(name, inner, kernels): kernel for inner, kernel in kernels.items()}
         return found
 
     def response(self) -> DistillationLoss | None:
@@ -205,6 +215,11 @@ class CombinedLoss(DistillationLoss):
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
+
+
+def _key(name: str, inner: str, terms: Mapping[str, object]) -> str:
+    """A loss of one term goes by its own name, one of several by ``name/term``."""
+    return name if len(terms) == 1 else f"{name}/{inner}"
 
 
 def unique_names(names: list[str]) -> list[str]:

@@ -40,45 +40,6 @@ def check_reduction(where: str, reduction: str, allowed: tuple[str, ...] = REDUC
     return reduction
 
 
-def check_logits(where: str, student: Tensor, teacher: Tensor) -> None:
-    """Both (..., classes), floating point, same shape, same device, at least one row and one class."""
-    for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"{where}: {name} must be a tensor, got {type(logits).__name__}")
-        if not logits.dtype.is_floating_point:
-            raise TypeError(f"{where}: {name} must be floating point, got {logits.dtype}")
-    if student.dim() < 2 or student.numel() == 0:
-        raise ValueError(f"{where}: student_logits must be (..., classes) with at least one row and one class, got {tuple(student.shape)}")
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"{where}: teacher_logits must have the shape of student_logits {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
-    if teacher.device != student.device:
-        raise ValueError(f"{where}: teacher_logits must be on {student.device} like student_logits, got {teacher.device}")
-
-
-def check_labels(where: str, labels: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """Integers of shape ``logits.shape[:-1]`` in [0, classes), or ``ignore_index``.
-
-    Values are looked at on the CPU only: on an accelerator that would stall the stream, and the device asserts there.
-    """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{where}: labels must be a tensor, got {type(labels).__name__}")
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"{where}: labels must be integers (class numbers), got {labels.dtype}")
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"{where}: labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
-    if labels.device != logits.device:
-        raise ValueError(f"{where}: labels must be on {logits.device} like the logits, got {labels.device}")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        classes = logits.shape[-1]
-        wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-        if wrong.any():
-            raise ValueError(
-                f"{where}: labels must lie in 0..{classes - 1} or be ignore_index ({ignore_index}), got {int(labels[wrong].flatten()[0])}"
-            )
-
-
 def check_features(where: str, student: Tensor, teacher: Tensor, min_dim: int = 2) -> None:
     """Floating-point features of one batch: (batch, ...) each, same batch size."""
     for name, features in (("student", student), ("teacher", teacher)):

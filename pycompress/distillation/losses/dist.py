@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
 from .base import LOSSES
 from .check import check_reduction, check_some_weight, check_weight
 from .kd import SoftHardLoss
-from .response import as_rows
 
 
 @LOSSES.register("dist")
@@ -44,37 +42,5 @@ class DISTLoss(SoftHardLoss):
         self.intra_weight = check_weight("DISTLoss", "intra_weight", intra_weight)
         check_some_weight("DISTLoss", inter_weight=self.inter_weight, intra_weight=self.intra_weight)
 
-    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        if row_weights is not None:
-            raise ValueError("DISTLoss: row_weights must be None (the loss compares rows with each other), got a tensor")
-        rows = as_rows("DISTLoss", student, teacher, labels, self.ignore_index, labels_needed=False)
-        assert self.temperature is not None
-        q, p = (rows.student / self.temperature).softmax(-1), (rows.teacher / self.temperature).softmax(-1)
-        if rows.valid is not None:
-            q, p = q[rows.valid], p[rows.valid]
-        total = q.sum() * 0.0  # a batch without valid rows gives 0 that still has a gradient
-        if self.inter_weight > 0 and q.shape[0] > 0:
-            total = total + self.inter_weight * pearson_distance(q, p).mean()
-        if self.intra_weight > 0 and q.shape[0] > 1:
-            total = total + self.intra_weight * pearson_distance(q.T, p.T).mean()
-        return self.temperature**2 * total
-
-
-def pearson_distance(x: Tensor, y: Tensor) -> Tensor:
-    """1 - correlation of each row of ``x`` with the same row of ``y``. ``x``, ``y``: (rows, n) -> (rows,).
-
-    A constant row (to 1e-5 of its size, which is rounding noise) has no correlation: distance 1 without gradient, or
-    0 if both are constant.
-    """
-    unit_x, varies_x = centred_unit(x)
-    unit_y, varies_y = centred_unit(y)
-    return torch.where(varies_x | varies_y, 1.0 - (unit_x * unit_y).sum(1), 0.0)
-
-
-def centred_unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows minus their mean, at unit length, 0 for constant rows; and which rows vary."""
-    centred = x - x.mean(1, keepdim=True)
-    square = centred.square().sum(1, keepdim=True)
-    varies = square > 1e-10 * x.square().sum(1, keepdim=True)
-    unit = torch.where(varies, centred / torch.where(varies, square, 1.0).sqrt(), 0.0)
-    return unit, varies.squeeze(1)
+    def divergence_options(self) -> dict[str, Any]:
+        return {"divergence": "dist", "part_weights": (self.inter_weight, self.intra_weight)}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from .base import LOSSES
-from .check import check_logits, check_some_weight, check_weight
+from .check import check_some_weight, check_weight
 from .kd import SoftHardLoss
-from .response import as_rows, kl_rows, reduce_rows
 
 
 @LOSSES.register("dkd")
@@ -45,22 +41,5 @@ class DKDLoss(SoftHardLoss):
         self.nontarget_weight = check_weight("DKDLoss", "nontarget_weight", nontarget_weight)
         check_some_weight("DKDLoss", target_weight=self.target_weight, nontarget_weight=self.nontarget_weight)
 
-    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        check_logits("DKDLoss", student, teacher)
-        if student.shape[-1] < 2:
-            raise ValueError(f"DKDLoss: logits must have at least 2 classes, got {tuple(student.shape)}")
-        rows = as_rows("DKDLoss", student, teacher, labels, self.ignore_index, labels_needed=True)
-        assert rows.labels is not None and rows.valid is not None and self.temperature is not None
-        label = torch.where(rows.valid, rows.labels, 0).unsqueeze(1)
-        target_q, rest_q = split(rows.student / self.temperature, label)
-        target_p, rest_p = split(rows.teacher / self.temperature, label)
-        loss = self.target_weight * kl_rows(target_p, target_q) + self.nontarget_weight * kl_rows(rest_p, rest_q)
-        return reduce_rows("DKDLoss", self.temperature**2 * loss, rows, row_weights, self.reduction)
-
-
-def split(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, classes) -> log-probabilities of (label, rest), (rows, 2), and of the other classes among themselves, (rows, classes)."""
-    others = logits.scatter(1, label, -math.inf)
-    total_of_others = others.logsumexp(1, keepdim=True)
-    target = torch.log_softmax(torch.cat([logits.gather(1, label), total_of_others], dim=1), dim=1)
-    return target, others - total_of_others
+    def divergence_options(self) -> dict[str, Any]:
+        return {"divergence": "dkd", "part_weights": (self.target_weight, self.nontarget_weight)}

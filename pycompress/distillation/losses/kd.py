@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ...ops.kd_loss import kd_loss
+from ...ops.kd_loss import kd_loss, kernel_and_reason
 from .base import LOSSES, DistillationLoss, Outputs
 from .check import check_between, check_reduction, check_some_weight, check_temperature, check_weight
-from .response import check_divergence, standardize
+from .standardize import standardize
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+"""What ``KDLoss`` compares with; "dkd" and "dist" have weights of their own and are losses of their own."""
 
 
 class ResponseLoss(DistillationLoss):
@@ -120,33 +123,41 @@ class SoftHardLoss(ResponseLoss):
     def needs_teacher_logits(self) -> bool:  # type: ignore[override]
         return self.soft_weight > 0
 
-    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        total: Tensor | None = None
-        if self.soft_weight > 0:
-            soft_student, soft_teacher = (standardize(student), standardize(teacher)) if self.standardize else (student, teacher)
-            total = self.soft_weight * self.soft(soft_student, soft_teacher, labels, row_weights)
-        if self.hard_weight > 0:
-            hard = self.hard_weight * self.hard(student, teacher, labels, row_weights)
-            total = hard if total is None else total + hard
-        assert total is not None
-        return total
-
-    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        """The reduced loss against the teacher, without ``soft_weight``."""
+    def divergence_options(self) -> dict[str, Any]:
+        """What the soft term compares, as arguments of :func:`~pycompress.ops.kd_loss`: divergence, beta, part_weights."""
         raise NotImplementedError
 
-    def hard(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
+        if not self.standardize or self.soft_weight == 0:
+            return self._kd_loss(student, teacher, labels, row_weights, self.soft_weight, self.hard_weight)
+        loss = self._kd_loss(standardize(student), standardize(teacher), labels, row_weights, self.soft_weight, 0.0)
+        if self.hard_weight > 0:  # reads other logits than the soft term
+            loss = loss + self._kd_loss(student, teacher, labels, row_weights, 0.0, self.hard_weight)
+        return loss
+
+    def kernels(self, outputs: Outputs) -> dict[str, str]:
+        student, teacher = outputs.student_logits, outputs.teacher_logits
+        assert student is not None
+        divergence = self.divergence_options()["divergence"] if self.soft_weight > 0 else ""
+        kernel, reason = kernel_and_reason(student, student if teacher is None else teacher, divergence)
+        return {self.name: f"kd_loss, {kernel}" if reason is None else f"kd_loss, {kernel} ({reason})"}
+
+    def _kd_loss(
+        self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None, soft_weight: float, hard_weight: float
+    ) -> Tensor:
+        assert self.temperature is not None
         return kd_loss(
             student,
             teacher,
             labels,
-            temperature=1.0,
-            soft_weight=0.0,
-            hard_weight=1.0,
+            temperature=self.temperature,
+            soft_weight=soft_weight,
+            hard_weight=hard_weight,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             row_weights=row_weights,
             reduction=self.reduction,
+            **self.divergence_options(),
         )
 
 
@@ -196,34 +207,14 @@ class KDLoss(SoftHardLoss):
             class_dim=class_dim,
             shift_labels=shift_labels,
         )
-        check_divergence(type(self).__name__, divergence, beta)
+        where = type(self).__name__
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"{where}: divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
         self.divergence = divergence
-        self.beta = float(beta)
+        self.beta = check_between(where, "beta", beta, 0.0, 1.0)
 
-    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        if self.standardize:  # soft and hard term read different logits
-            return super().compare(student, teacher, labels, row_weights)
-        return self._kd(student, teacher, labels, row_weights, self.soft_weight, self.hard_weight)
-
-    def soft(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
-        return self._kd(student, teacher, labels, row_weights, 1.0, 0.0)
-
-    def _kd(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None, soft: float, hard: float) -> Tensor:
-        assert self.temperature is not None
-        return kd_loss(
-            student,
-            teacher,
-            labels,
-            temperature=self.temperature,
-            soft_weight=soft,
-            hard_weight=hard,
-            divergence=self.divergence,
-            beta=self.beta if self.divergence == "jsd" else None,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            row_weights=row_weights,
-            reduction=self.reduction,
-        )
+    def divergence_options(self) -> dict[str, Any]:
+        return {"divergence": self.divergence, "beta": self.beta if self.divergence == "jsd" else None}
 
 
 @LOSSES.register("reverse_kl")
