@@ -57,7 +57,8 @@ class History:
             return "0 epochs"
         first, last, best = self.epochs[0], self.epochs[-1], self.best
         seconds = sum(record.seconds for record in self.epochs)
-        head = f"{len(self)} epoch{'s' if len(self) > 1 else ''}, {seconds:.1f} s; training loss {first.train_loss:.4g} -> {last.train_loss:.4g}"
+        head = f"{len(self)} epoch{'s' if len(self) > 1 else ''}, {seconds:.1f} s; "
+        head += f"training loss {first.train_loss:.4g} -> {last.train_loss:.4g}"
         if best is not None:
             head += f"; best {self.metric_name} {best.metric:.4g} in epoch {best.epoch}"
         lines = [head]

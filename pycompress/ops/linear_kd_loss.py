@@ -40,6 +40,7 @@ def linear_kd_loss(
     reduction: str = "mean",
     class_map: Tensor | str | None = None,
     chunk_size: int | None = None,
+    accum_dtype: torch.dtype | None = None,
     kernel: str | None = None,
 ) -> Tensor:
     """``kd_loss(F.linear(student_hidden, student_head, student_bias), F.linear(teacher_hidden, ...), labels, ...)`` in chunks of rows.
@@ -48,12 +49,13 @@ def linear_kd_loss(
       the teacher's likewise, with features and (given ``class_map``) classes of its own. Only the student's get gradients
     - ``chunk_size``: rows per chunk; None chooses from the vocabulary sizes. Never more than one chunk of student and teacher
       logits is alive (but for the reference kernel under torch.compile), and a chunk's gradient takes the place of its student logits
+    - ``accum_dtype``: in which the gradients of head and bias are summed over chunks. None: at least float32, which for a half-precision
+      head costs 4 bytes per weight while the forward pass runs; ``student_head.dtype`` saves them and loses digits with each chunk
     - the other arguments are those of ``kd_loss``, without "dist", which looks at all rows at once
 
     The gradients of hidden states, head and bias are computed during the forward pass, those that are needed, and scaled in
-    the backward pass. So ``reduction="none"`` with a gradient is refused: use ``row_weights``. Half precision: the head's
-    gradient is summed over chunks in its own dtype, as separate products would be. Under ``torch.autocast`` both sides are cast
-    as ``F.linear`` would cast them.
+    the backward pass. So ``reduction="none"`` with a gradient is refused: use ``row_weights``. Under ``torch.autocast`` both sides
+    are cast as ``F.linear`` would cast them.
 
     Raises what ``kd_loss`` raises, with this function's name.
 
@@ -97,7 +99,7 @@ def linear_kd_loss(
         mapped,
     )
     size = chunk_size or choose_chunk(rows.student_hidden, shapes[0][-1], shapes[1][-1])
-    call = Call(options, common, size, student_hidden.shape[0], name)
+    call = Call(options, common, size, student_hidden.shape[0], check_accum_dtype(where, accum_dtype, student_head.dtype), name)
     if needs_grad:
         return _FusedLinear.apply(*rows, call)
     loss, _ = (_call_op if tracing() else run_chunks)(rows, call, [False] * 3)
@@ -129,6 +131,13 @@ def check_linear_options(
     return options
 
 
+def check_accum_dtype(where: str, accum_dtype: torch.dtype | None, head_dtype: torch.dtype) -> torch.dtype:
+    wider = torch.promote_types(head_dtype, torch.float32)
+    if accum_dtype not in (None, wider, head_dtype):
+        raise ValueError(f"{where}: accum_dtype must be None, {wider} or the head's {head_dtype}, got {accum_dtype!r}")
+    return wider if accum_dtype is None else accum_dtype
+
+
 class Problem(NamedTuple):
     """All tensors, with one row per token."""
 
@@ -150,6 +159,7 @@ class Call(NamedTuple):
     common: int
     chunk: int
     batch: int
+    accum_dtype: torch.dtype
     kernel: str
 
 
@@ -167,8 +177,10 @@ def run_chunks(rows: Problem, call: Call, learns: list[bool]) -> tuple[Tensor, l
         size = min(call.chunk, n)
         student_buffer = rows.student_hidden.new_empty(size, classes)
         teacher_buffer = rows.teacher_hidden.new_empty(size, rows.teacher_head.shape[0] if o.soft_weight > 0 else 1)
-        gradients = [torch.empty(t.shape, dtype=t.dtype, device=device) if t is not None and g else None
-                     for t, g in zip(rows[:3], learns, strict=True)]  # fmt: skip
+        # One chunk is no sum. A row's hidden state is in one chunk only.
+        dtypes = [rows.student_hidden.dtype, *[call.accum_dtype if n > size else rows.student_head.dtype] * 2]
+        gradients = [torch.empty(t.shape, dtype=dtype, device=device) if t is not None and g else None
+                     for t, g, dtype in zip(rows[:3], learns, dtypes, strict=True)]  # fmt: skip
         losses = []
         for begin in range(0, n, size):
             part = slice(begin, min(begin + size, n))
@@ -180,7 +192,7 @@ def run_chunks(rows: Problem, call: Call, learns: list[bool]) -> tuple[Tensor, l
             if any(learns):
                 add_gradients(student, rows.student_hidden[part], rows.student_head, part, gradients)
     loss = torch.cat(losses) if o.reduction == "none" else torch.stack(losses).double().sum().to(losses[0].dtype)
-    return loss, gradients
+    return loss, [None if g is None else g.to(rows.student_head.dtype) for g in gradients]
 
 
 def linear_out(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -229,16 +241,29 @@ def add_gradients(logits: Tensor, hidden: Tensor, head: Tensor, part: slice, gra
     if to_hidden is not None:
         torch.mm(logits, head, out=to_hidden[part])
     if to_head is not None:
-        if part.start == 0:
+        if to_head.dtype != logits.dtype:
+            add_product(to_head, logits.T, hidden, part.start == 0)
+        elif part.start == 0:
             torch.mm(logits.T, hidden, out=to_head)
         else:
             to_head.addmm_(logits.T, hidden)
     if to_bias is not None:
-        total = logits.sum(0)
+        total = logits.sum(0, dtype=to_bias.dtype)
         if part.start == 0:
             to_bias.copy_(total)
         else:
             to_bias.add_(total)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``total += a @ b`` (``=`` for ``first``) in ``total``'s wider dtype, with at most ``CHUNK_BYTES`` of the product at a time."""
+    step = max(1, CHUNK_BYTES // (b.element_size() * b.shape[1]))
+    for begin in range(0, a.shape[0], step):
+        product = a[begin : begin + step] @ b
+        if first:
+            total[begin : begin + step].copy_(product)
+        else:
+            total[begin : begin + step].add_(product)
 
 
 class _FusedLinear(torch.autograd.Function):
@@ -293,23 +318,24 @@ def _call_op(rows: Problem, call: Call, learns: list[bool]) -> tuple[Tensor, lis
     o = call.options
     numbers = [o.temperature, o.soft_weight, o.hard_weight, o.beta, *o.part_weights, o.label_smoothing]
     loss, *gradients = _op(
-        *rows, numbers, [call.common, call.chunk, call.batch], o.ignore_index, [o.divergence, o.reduction, call.kernel], learns
-    )
+        *rows, numbers, [call.common, call.chunk, call.batch], o.ignore_index, [o.divergence, o.reduction, call.kernel],
+        call.accum_dtype, learns,
+    )  # fmt: skip
     return loss, [g if learn else None for g, learn in zip(gradients, learns, strict=True)]
 
 
-def _run_op(sh, sw, sb, th, tw, tb, labels, row_weights, class_map, numbers, sizes, ignore_index, names, learns):
+def _run_op(sh, sw, sb, th, tw, tb, labels, row_weights, class_map, numbers, sizes, ignore_index, names, accum_dtype, learns):
     temperature, soft_weight, hard_weight, beta, first, second, label_smoothing = numbers
     divergence, reduction, kernel = names
     options = Options(
         temperature, soft_weight, hard_weight, divergence, beta, (first, second), label_smoothing, ignore_index, reduction, "logits", False
     )
-    call = Call(options, sizes[0], sizes[1], sizes[2], kernel)
+    call = Call(options, sizes[0], sizes[1], sizes[2], accum_dtype, kernel)
     loss, gradients = run_chunks(Problem(sh, sw, sb, th, tw, tb, labels, row_weights, class_map), call, learns)
     return (loss, *(sh.new_empty(0) if g is None else g for g in gradients))
 
 
-def _fake_op(sh, sw, sb, th, tw, tb, labels, row_weights, class_map, numbers, sizes, ignore_index, names, learns):
+def _fake_op(sh, sw, sb, th, tw, tb, labels, row_weights, class_map, numbers, sizes, ignore_index, names, accum_dtype, learns):
     dtype = torch.float64 if sh.dtype == torch.float64 else torch.float32
     loss = sh.new_empty(sh.shape[:1] if names[1] == "none" else (), dtype=dtype)
     gradients = (t.new_empty(t.shape) if t is not None and g else sh.new_empty(0) for t, g in zip((sh, sw, sb), learns, strict=True))
@@ -319,7 +345,7 @@ def _fake_op(sh, sw, sb, th, tw, tb, labels, row_weights, class_map, numbers, si
 _op = define(
     "linear_kd_loss(Tensor student_hidden, Tensor student_head, Tensor? student_bias, Tensor teacher_hidden, Tensor teacher_head, "
     "Tensor? teacher_bias, Tensor? labels, Tensor? row_weights, Tensor? class_map, float[] numbers, SymInt[] sizes, int ignore_index, "
-    "str[] names, bool[] learns) -> (Tensor, Tensor, Tensor, Tensor)",
+    "str[] names, ScalarType accum_dtype, bool[] learns) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_op,
     _fake_op,
 )

@@ -1,5 +1,6 @@
 """Chunks must not show: the same loss and gradients as kd_loss on whole logits, whatever the chunk size."""
 
+import importlib
 import re
 import weakref
 
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pycompress.ops import kd_loss, linear_kd_loss
 from pycompress.ops.linear_kd_loss import CHUNK_BYTES, MIN_CHUNK, choose_chunk
 
+module = importlib.import_module("pycompress.ops.linear_kd_loss")  # the package's attribute of that name is the function
 OPTIONS = {"temperature": 2.0, "soft_weight": 0.5, "hard_weight": 0.5}
 EVERY = pytest.mark.parametrize("kernel", all_kernels("kd_loss"))
 
@@ -289,6 +291,31 @@ def test_half_precision(kernel):
         assert x.dtype == torch.bfloat16 and (x - y).float().norm() <= 0.02 * y.float().norm()
 
 
+@pytest.mark.parametrize("kernel", all_kernels("kd_loss"))
+def test_many_chunks_of_half_precision_lose_nothing(kernel, monkeypatch):
+    """Summed in bfloat16, 400 chunks stop adding up; summed in float32 they are as good as one."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 7 * 2 * 6)  # the float32 sum takes blocks of 7 classes
+    student, teacher, labels = problem(rows=400, dtype=torch.bfloat16)
+    _, exact = double_reference(student, teacher, labels)
+
+    def errors(**options):
+        got = gradients(chunked(student, teacher, labels, kernel=kernel, **options), student)
+        assert [g.dtype for g in got] == [torch.bfloat16] * 3
+        return [float((g.double() - e).norm() / e.norm()) for g, e in zip(got, exact, strict=True)]
+
+    one, many, coarse = errors(chunk_size=400), errors(chunk_size=1), errors(chunk_size=1, accum_dtype=torch.bfloat16)
+    assert errors(chunk_size=1, accum_dtype=torch.float32) == many
+    for a, b, c in zip(one[1:], many[1:], coarse[1:], strict=True):
+        assert b < 1.5 * a + 1e-3 and c > 3 * b
+
+
+def test_accum_dtype_errors():
+    student, teacher, labels = problem()
+    for wrong in (torch.bfloat16, torch.float64, "float32"):
+        with pytest.raises(ValueError, match=r"linear_kd_loss: accum_dtype must be None, torch.float32 or the head's torch.float32, got"):
+            chunked(student, teacher, labels, accum_dtype=wrong)
+
+
 def test_gradcheck():
     student, teacher, labels = problem(rows=5, classes=7, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *s: chunked(s, teacher, labels, chunk_size=2), student)
@@ -320,7 +347,7 @@ def test_opcheck():
     student = [t.detach() for t in student]
     arguments = (*student, *teacher, labels, None, None, [2.0, 0.5, 0.5, 0.5, 1.0, 8.0, 0.0], [40, 5, 13], -100)
     names = ["forward_kl", "mean", all_kernels("kd_loss")[0]]
-    torch.library.opcheck(torch.ops.pycompress.linear_kd_loss.default, (*arguments, names, [True, False, True]))
+    torch.library.opcheck(torch.ops.pycompress.linear_kd_loss.default, (*arguments, names, torch.float32, [True, False, True]))
 
 
 class LiveBytes(TorchDispatchMode):

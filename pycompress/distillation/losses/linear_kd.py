@@ -25,6 +25,7 @@ class LinearKDLoss(nn.Module):
     - ``class_map``: vocabularies of different size: "prefix" compares the common leading classes, a tensor (classes,) holds the
       teacher's class of each student class, -1 for none; it moves with the module and is not part of its ``state_dict``
     - ``chunk_size``: rows per chunk, None chooses from the vocabulary sizes
+    - ``accum_dtype``: in which the head's gradient is summed over chunks, None for at least float32; see ``ops.linear_kd_loss``
     - ``kernel``: forces one of ``ops.native.kernels("kd_loss")``
 
     Not for ``Distiller``, which sees a model's outputs but not its head: call it in a loop of your own. The sources are those of
@@ -55,6 +56,7 @@ class LinearKDLoss(nn.Module):
         shift_labels: bool = False,
         class_map: Tensor | str | None = None,
         chunk_size: int | None = None,
+        accum_dtype: torch.dtype | None = None,
         kernel: str | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class LinearKDLoss(nn.Module):
         self.reduction = reduction
         self.shift_labels = bool(shift_labels)
         self.chunk_size = chunk_size
+        self.accum_dtype = accum_dtype
         self.kernel = kernel
         if isinstance(class_map, Tensor):
             if class_map.dtype.is_floating_point or class_map.dtype.is_complex or class_map.dtype == torch.bool or class_map.dim() != 1:
@@ -129,6 +132,7 @@ class LinearKDLoss(nn.Module):
             reduction=self.reduction,
             class_map=self.class_map,
             chunk_size=self.chunk_size,
+            accum_dtype=self.accum_dtype,
             kernel=self.kernel,
         )
 
