@@ -24,7 +24,7 @@ def case(rows: int, classes: int) -> dict[str, Any]:
     return {"name": f"{rows}x{classes}", "rows": rows, "classes": classes}
 
 
-CASES = [case(256, 10), case(256, 1000), case(128, 50257), case(512, 32000), case(64, 128256)]
+CASES = [case(256, 10), case(256, 1000), case(128, 50257), case(512, 32000), case(64, 128256), case(512, 128256)]
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,4 +99,4 @@ RIVALS = {
 
 
 if __name__ == "__main__":
-    harness.run("kd_loss", cases=CASES, rivals=RIVALS, expected=expected, work=work, baseline="floor")
+    harness.run("kd_loss", cases=CASES, rivals=RIVALS, expected=expected, work=work, baseline="floor", memory=True)

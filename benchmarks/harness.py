@@ -9,6 +9,8 @@ A benchmark script gives a table of cases, a table of rivals and the float resul
 - rounds A B C A B C ...; a row holds the median of the per-round ratios to the baseline, and their quartiles
 - every rival's result is compared with the float result before it is timed
 - MAC/c uses the clock measured in that round's process by a chain of dependent additions, if a C compiler is at hand
+- peak MB (``memory=True``): what one more call needs beyond the inputs, results included, as the operating system sees it, measured in one
+  more process per rival and case (Linux only)
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import contextlib
 import csv
 import ctypes
 import functools
+import gc
 import json
 import os
 import platform
@@ -38,7 +41,7 @@ sys.path.insert(0, str(HERE.parent))
 
 FIELDS = [
     "case", "rival", "threads", "ms", "speedup", "speedup_q1", "speedup_q3", "error", "mac_per_cycle", "ghz", "cpu", "isa", "versions",
-    "commit", "date",
+    "commit", "date", "peak_mb",
 ]  # fmt: skip
 
 
@@ -60,6 +63,7 @@ def run(
     expected: Callable[[dict[str, Any]], Any],
     work: Callable[[dict[str, Any]], float],
     baseline: str,
+    memory: bool = False,
 ) -> None:
     """Command line of a benchmark script. Each case has a unique ``"name"``; ``work`` counts its multiply-accumulates."""
     parser = argparse.ArgumentParser(description=f"Benchmark of {op}")
@@ -80,7 +84,8 @@ def run(
     try:
         for index, case in enumerate(cases):
             if _matches(case["name"], args.cases):
-                rows += _case(case, index, workers, baseline, work(case), args)
+                peaks = {name: _peak(name, rivals[name].env, args.threads, index) for name in workers} if memory else {}
+                rows += _case(case, index, workers, baseline, work(case), peaks, args)
     finally:
         for worker in workers.values():
             worker.close()
@@ -92,7 +97,16 @@ def _matches(name: str, parts: str) -> bool:
     return not parts or any(part in name for part in parts.split(","))
 
 
-def _case(case, index, workers, baseline, macs, args) -> list[dict[str, Any]]:
+def _peak(name: str, env: Mapping[str, str], threads: int, index: int) -> float | None:
+    """Megabytes that one call needs at its peak. Every block from 64 KiB on comes from, and goes back to, the operating system."""
+    worker = _Worker(name, {**env, "MALLOC_MMAP_THRESHOLD_": "65536"}, threads)
+    try:
+        return worker.ask({"peak": index}).get("peak")
+    finally:
+        worker.close()
+
+
+def _case(case, index, workers, baseline, macs, peaks, args) -> list[dict[str, Any]]:
     print(f"\n{case['name']}  ({macs / 1e6:.0f} M MAC, {args.threads} thread{'s' if args.threads > 1 else ''})")
     errors, live = {}, {}
     for name, worker in workers.items():
@@ -118,9 +132,11 @@ def _case(case, index, workers, baseline, macs, args) -> list[dict[str, Any]]:
         rows.append(
             {"case": case["name"], "rival": name, "threads": args.threads, "ms": f"{seconds * 1e3:.4g}", "speedup": f"{middle:.3f}",
              "speedup_q1": f"{q1:.3f}", "speedup_q3": f"{q3:.3f}", "error": "" if errors[name] is None else f"{errors[name]:.5f}",
-             "mac_per_cycle": f"{rate:.1f}" if rate else "", "ghz": f"{clock:.2f}" if clock else "", **_machine()}
+             "mac_per_cycle": f"{rate:.1f}" if rate else "", "ghz": f"{clock:.2f}" if clock else "", **_machine(),
+             "peak_mb": "" if peaks.get(name) is None else f"{peaks[name]:.4g}"}
         )  # fmt: skip
         shown = "" if errors[name] is None else f"error {errors[name]:.4f}"
+        shown += "" if peaks.get(name) is None else f"  peak {peaks[name]:.1f} MB"
         print(f"  {name:34s} {seconds * 1e3:9.3f} ms  {middle:6.2f}x [{q1:.2f} {q3:.2f}]  {rate or 0:6.1f} MAC/c  {shown}", flush=True)
     return rows
 
@@ -201,7 +217,11 @@ def _serve(rival: Rival, cases, expected, threads: int) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         try:
-            if "case" in question:
+            if "peak" in question:
+                call = rival.build(cases[question["peak"]])
+                with torch.no_grad():
+                    answer = {"peak": _measure_peak(call)}
+            elif "case" in question:
                 case = cases[question["case"]]
                 call = rival.build(case)
                 with torch.no_grad():
@@ -226,6 +246,27 @@ def relative_error(result: Any, reference: Any) -> float:
     if y.shape != r.shape:
         raise ValueError(f"result has shape {tuple(y.shape)}, the float result {tuple(r.shape)}")
     return float((y - r).norm() / r.norm())
+
+
+def _measure_peak(call: Callable[[], Any]) -> float | None:
+    """Resident megabytes at the peak of the second call, above those before it. The first one compiles and packs."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    call()
+    gc.collect()
+    clear.write_text("5")  # resets VmHWM
+    before = _kilobytes(status, "VmRSS")
+    result = call()
+    peak = _kilobytes(status, "VmHWM") - before
+    del result
+    return peak / 1000
+
+
+def _kilobytes(status: Path, name: str) -> float:
+    """In units of 1000 bytes; the kernel counts in 1024."""
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1.024
 
 
 def _time(call: Callable[[], Any], seconds: float) -> float:
