@@ -137,7 +137,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, call):  # one argument for all that has no gradient: autograd looks at each
         arguments, inplace, kernel = call
-        gradient = student.detach() if inplace else torch.empty(student.shape, dtype=student.dtype, device=CPU)
+        gradient = student.detach() if inplace else torch.empty_like(student, memory_format=torch.contiguous_format)
         loss = _run(*arguments, gradient, kernel)
         if inplace:
             # Whoever saved the logits for its own backward must notice that they are gone.
