@@ -6,6 +6,7 @@ from .int4_linear import Int4Linear
 from .int8_conv1d import Int8Conv1d
 from .int8_conv2d import Int8Conv2d
 from .int8_linear import Int8Linear
+from .int8_sparse24_conv2d import Int8Sparse24Conv2d
 from .int8_sparse24_linear import Int8Sparse24Linear
 from .int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
 from .sparse24_conv2d import Sparse24Conv2d
@@ -20,6 +21,7 @@ __all__ = [
     "Int8Conv2d",
     "Int8Embedding",
     "Int8Linear",
+    "Int8Sparse24Conv2d",
     "Int8Sparse24Linear",
     "Int8WeightOnlyConv2d",
     "Int8WeightOnlyLinear",

@@ -6,6 +6,7 @@ from .int4_linear import int4_linear, int4_linear_reference
 from .int8_conv2d import int8_conv2d, int8_conv2d_reference
 from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
+from .int8_sparse24_conv2d import int8_sparse24_conv2d, int8_sparse24_conv2d_reference
 from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
 from .kd_loss import kd_loss
 from .kd_loss_reference import kd_loss_reference
@@ -27,6 +28,8 @@ __all__ = [
     "int8_linear_reference",
     "int8_matmul",
     "int8_matmul_reference",
+    "int8_sparse24_conv2d",
+    "int8_sparse24_conv2d_reference",
     "int8_sparse24_linear",
     "int8_sparse24_linear_reference",
     "kd_loss",

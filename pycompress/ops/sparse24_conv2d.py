@@ -94,11 +94,13 @@ def check_image(where: str, x: Tensor) -> None:
         raise ValueError(f"{where}: x must be (B, C, H, W), got shape {tuple(x.shape)}")
 
 
-def output_size(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[int, int]:
+def output_size(
+    x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, where: str = "sparse24_conv2d"
+) -> tuple[int, int]:
     """(H', W'). Raises ``ValueError`` where the kernel does not fit into the padded image."""
     sizes = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
     if min(sizes) < 1:
-        raise ValueError(f"sparse24_conv2d: kernel_size {tuple(kernel_size)} must fit into the padded image, got x {tuple(x.shape)}")
+        raise ValueError(f"{where}: kernel_size {tuple(kernel_size)} must fit into the padded image, got x {tuple(x.shape)}")
     return sizes[0], sizes[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .summary import LayerSparsity, PruningSummary
 
 LayerFactory = Callable[[nn.Module], "nn.Module | None"]
 
-LAYER_FACTORIES: dict[str, LayerFactory] = {"2:4": sparse24_or_dense}
+LAYER_FACTORIES: dict[str, LayerFactory] = {"2:4": sparse24_or_dense, "1:4": partial(sparse24_or_dense, pattern="1:4")}
 """Pattern name -> makes the packed layer that runs a layer with such zeros, or returns None to leave it dense. One line adds one."""
 
 

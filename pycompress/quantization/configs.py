@@ -14,7 +14,11 @@ from ..nn.int8_conv1d import Int8Conv1d
 from ..nn.int8_conv2d import Int8Conv2d, explicit_padding
 from ..nn.int8_linear import Int8Linear
 from ..nn.int8_weight_only import Int8WeightOnlyConv2d, Int8WeightOnlyLinear
+from ..nn.packed import PackedModule
 from ..nn.parametrized import remove_parametrizations
+from ..nn.sparse24_choice import int8_sparse24_or_reason
+from ..nn.sparse24_conv2d import Sparse24Conv2d
+from ..nn.sparse24_linear import Sparse24Linear
 from ..ops import native
 from ..ops.int8_linear import check_activation_quantization
 from .codebook import CODEBOOKS, CodebookQuantize
@@ -29,6 +33,9 @@ class QuantizationConfig:
 
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     """Types that can be converted; other layers are left alone."""
+
+    packed_types: ClassVar[tuple[type[PackedModule], ...]] = ()
+    """Packed float layers that are opened (``to_dense``) and converted like the dense ones."""
 
     trainable: ClassVar[bool] = True
     """Whether quantization-aware training is possible."""
@@ -60,9 +67,11 @@ _INT8_LAYERS: dict[type[nn.Module], Any] = {nn.Linear: Int8Linear, nn.Conv1d: In
 
 
 class _Int8Config(QuantizationConfig):
-    """Symmetric int8 weights, one scale per output channel, range -127..127."""
+    """Symmetric int8 weights, one scale per output channel, range -127..127. A weight with 2:4 (or 1:4) zeros runs on the sparse kernels
+    where they gain on this machine; a note says why where they do not."""
 
     layer_types = tuple(_INT8_LAYERS)
+    packed_types = (Sparse24Linear, Sparse24Conv2d)
     bits = 8
 
     def weight_quantizer(self) -> FakeQuantize:
@@ -89,8 +98,14 @@ class _Int8Config(QuantizationConfig):
         activation: dict[str, Any] = {}
         if hasattr(layer, "input_quantizer"):
             activation = activation_arguments(layer.input_quantizer)
+        twin, q = float_twin(layer), q.to(torch.int8)
+        sparse = int8_sparse24_or_reason(twin, q, scale, **activation)
+        if isinstance(sparse, nn.Module):
+            return sparse
         layer_type = next(int8 for kind, int8 in _INT8_LAYERS.items() if isinstance(layer, kind))
-        converted: nn.Module = layer_type.from_float(float_twin(layer), weight=q.to(torch.int8), scale=scale, **activation)
+        converted: nn.Module = layer_type.from_float(twin, weight=q, scale=scale, **activation)
+        if sparse is not None:
+            set_note(converted, sparse)
         return converted
 
 
@@ -150,6 +165,7 @@ class Int8WeightOnly(_Int8Config):
     """
 
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
+    packed_types: ClassVar[tuple[type[PackedModule], ...]] = ()
 
     def obstacle(self, layer: Layer) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":

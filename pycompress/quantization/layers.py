@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +11,27 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..nn.base import CompressedModule
-from ..nn.surgery import Ignore, all_names, ignored
+from ..nn.packed import PackedModule
+from ..nn.sparse24_conv2d import Sparse24Conv2d
+from ..nn.sparse24_linear import Sparse24Linear
+from ..nn.surgery import Ignore, all_names, ignored, replace
 from .types import Layer
 
 if TYPE_CHECKING:
     from .configs import QuantizationConfig
 
 _FLOAT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PACKED_FLOAT_LAYERS = (Sparse24Linear, Sparse24Conv2d)
+"""What pruning made of float layers: still to be quantized."""
 
 
 def choose_layers(
-    where: str, model: nn.Module, config: QuantizationConfig | Mapping[str, QuantizationConfig], ignore: Ignore
+    where: str, model: nn.Module, config: QuantizationConfig | Mapping[str, QuantizationConfig], ignore: Ignore, *, qat: bool = False
 ) -> tuple[dict[str, QuantizationConfig], dict[str, str]]:
     """(name -> config of the layers to quantize, name -> reason for each layer with weights that stays as it is).
 
-    Shared modules appear once. Raises ``ValueError`` if no layer can be quantized or a weight holds NaN or Inf.
+    Shared modules appear once. ``qat``: they are to be trained, which packed layers cannot. Raises ``ValueError`` if no layer can be
+    quantized or a weight holds NaN or Inf.
     """
     chosen: dict[str, QuantizationConfig] = {}
     kept: dict[str, str] = {}
@@ -34,7 +40,12 @@ def choose_layers(
     inside_attention = {child for module in names if isinstance(module, nn.MultiheadAttention) for child in module.modules()} - {
         module for module in names if isinstance(module, nn.MultiheadAttention)
     }
-    inside_compressed = {child for module in names if isinstance(module, CompressedModule) for child in module.modules()}
+    inside_compressed = {
+        child
+        for module in names
+        if isinstance(module, CompressedModule) and not isinstance(module, _PACKED_FLOAT_LAYERS)
+        for child in module.modules()
+    }
     for module, paths in names.items():
         if module in inside_compressed or not _has_weights(module):
             continue
@@ -44,7 +55,7 @@ def choose_layers(
         elif layer_config is None:
             kept[paths[0]] = "left as it is: no config is given for it"
         else:
-            reason = _obstacle(module, layer_config, owners, module in inside_attention)
+            reason = _obstacle(module, layer_config, owners, module in inside_attention, qat)
             if reason is None:
                 chosen[paths[0]] = layer_config
             else:
@@ -72,6 +83,8 @@ def _config_of(paths: list[str], config: QuantizationConfig | Mapping[str, Quant
 
 def _has_weights(module: nn.Module) -> bool:
     """A layer that owns a matrix or kernel itself: worth a word in the report if it stays float."""
+    if isinstance(module, _PACKED_FLOAT_LAYERS):
+        return True
     if isinstance(module, (CompressedModule, nn.utils.parametrize.ParametrizationList)):
         return False
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
@@ -88,8 +101,21 @@ def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
     return owners
 
 
-def _obstacle(module: Layer, config: QuantizationConfig, owners: dict[int, list[nn.Module]], inside_attention: bool) -> str | None:
+def open_packed(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Replace the packed float layers among these by dense ones with the same weights, in place."""
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, _PACKED_FLOAT_LAYERS):
+            model = replace(model, layer, layer.to_dense())
+    return model
+
+
+def _obstacle(
+    module: Layer, config: QuantizationConfig, owners: dict[int, list[nn.Module]], inside_attention: bool, qat: bool
+) -> str | None:
     kind = type(module).__name__.removeprefix("Parametrized")
+    if isinstance(module, config.packed_types):
+        return _packed_obstacle(module, config, qat)
     if not isinstance(module, config.layer_types):
         return f"{type(config).__name__} has no layer for {kind}"
     if inside_attention:
@@ -109,6 +135,16 @@ def _obstacle(module: Layer, config: QuantizationConfig, owners: dict[int, list[
     if module.weight.numel() == 0:
         return "its weight is empty"
     return config.obstacle(module)
+
+
+def _packed_obstacle(module: PackedModule, config: QuantizationConfig, qat: bool) -> str | None:
+    if qat:
+        return f"a {type(module).__name__} cannot be trained; for training with masks call Pruner.convert after Quantizer.convert"
+    if module.activation != "none":
+        return f"its activation {module.activation!r} is fused into it"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks, which a new layer would lose"
+    return config.obstacle(module.to_dense())
 
 
 def _why_none(names: dict[nn.Module, list[str]], kept: dict[str, str]) -> str:

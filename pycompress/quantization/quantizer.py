@@ -17,7 +17,7 @@ from .calibration import Forward, evaluating, modules_of, run_batches, uncalled
 from .configs import QuantizationConfig
 from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_batch_norm, fold_pairs, foldable
-from .layers import choose_layers
+from .layers import choose_layers, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
 from .types import Layer
 
@@ -62,17 +62,19 @@ class Quantizer:
         if prepared_layers(model):
             raise ValueError(f"{where}: model must not be prepared already, call convert first")
         ignore = check_ignore(where, model, self.ignore)
-        chosen, kept = choose_layers(where, model, self.config, ignore)
+        chosen, kept = choose_layers(where, model, self.config, ignore, qat=mode is not None)
         if example_inputs is not None:
             for name in uncalled(where, model, chosen, example_inputs):
                 kept[name] = "left as it is: the model did not call it on example_inputs"
                 del chosen[name]
             if not chosen:
                 raise ValueError(f"{where}: model must call a layer that can be quantized on example_inputs, it called none")
-        pairs, reasons = foldable(model, ignore) if self.fold_bn else ({}, {})
+        paths = _by_path(model, ignore)
         # From here on nothing is refused.
         if not inplace:
             model = copy.deepcopy(model)
+        model = open_packed(model, chosen)
+        pairs, reasons = foldable(model, paths) if self.fold_bn else ({}, {})
         fold_pairs(model, pairs, reasons)
         for name, config in chosen.items():
             prepare_layer(name, model.get_submodule(name), config, mode)
@@ -183,11 +185,11 @@ def quantize(
     if isinstance(data, Iterator) and needs_data:
         data = list(data)  # passed over more than once
     entries = check_ignore(where, model, ignore)
-    choose_layers(where, model, config, entries)
-    # Modules in ignore belong to the given model, not to the copy.
-    entries = [path for entry in entries for path in (all_names(model)[entry] if isinstance(entry, nn.Module) else [entry])]
+    chosen, _ = choose_layers(where, model, config, entries)
+    entries = _by_path(model, entries)
     if not inplace:
         model = copy.deepcopy(model)
+    model = open_packed(model, chosen)
     if fold_bn:
         fold_batch_norm(model, ignore=entries, inplace=True)
     context = {"example_inputs": example_inputs, "forward": forward, "progress": progress}
@@ -207,6 +209,11 @@ def quantize(
         for layer in prepared_layers(model).values():
             strip_layer(layer)
         raise
+
+
+def _by_path(model: nn.Module, ignore: Ignore) -> list[str | type | nn.Module]:
+    """Modules in ignore belong to the given model, not to its copy: their paths hold in both."""
+    return [path for entry in ignore for path in (all_names(model)[entry] if isinstance(entry, nn.Module) else [entry])]
 
 
 def check_config(where: str, config: Any) -> None:

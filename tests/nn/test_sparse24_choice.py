@@ -2,10 +2,11 @@ import pytest
 import torch
 from support.kernels import native_kernels
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from pycompress.nn import Sparse24Linear, sparse24_choice
 from pycompress.nn.base import get_note
-from pycompress.nn.sparse24_choice import gain, sparse24_or_dense
+from pycompress.nn.sparse24_choice import conv_gain, gain, sparse24_or_dense
 from pycompress.ops import sparse24_mask
 from pycompress.pruning import Pruner
 
@@ -39,7 +40,12 @@ def test_a_layer_that_loses_stays_dense_and_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (nn.Conv2d(3, 4, 3), "no sparse layer for Conv2d"),
+        (nn.Conv1d(3, 4, 3), "no sparse layer for Conv1d"),
+        (nn.Conv2d(3, 4, 3), "3 x 4 channels x 3 x 3 is too small to gain"),
+        (nn.Conv2d(4, 4, 3, groups=2), "needs groups = 1, this layer has 2"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "pads with zeros, not padding_mode='reflect'"),
+        (nn.Conv2d(4, 4, 2, padding="same"), "padding='same' needs"),
+        (weight_norm(nn.Linear(8, 8)), "its weight has parametrizations"),
         (nn.Linear(160, 128).bfloat16(), "hold float32 weights, this layer torch.bfloat16"),
         (nn.Linear(8, 8), "8 x 8 is too small to gain"),
     ],
@@ -51,12 +57,14 @@ def test_reasons(layer, text):
 
 
 @needs_native
-def test_measuring_leaves_the_random_numbers_alone():
+@pytest.mark.parametrize("int8", [False, True])
+def test_measuring_leaves_the_random_numbers_alone(int8):
     gain.cache_clear()
     torch.manual_seed(3)
     expected = torch.randn(1)
     torch.manual_seed(3)
-    assert gain(64, 64, 1) > 0
+    assert gain(64, 64, 1, int8) > 0
+    assert conv_gain(8, 8, (3, 3), (1, 1), (0, 0), (20, 20), 1, int8) > 0  # wider than the usual image
     assert torch.equal(torch.randn(1), expected)
 
 
