@@ -33,8 +33,11 @@ class Buffer {
     std::memset(static_cast<void*>(data_), 0x5a, bytes());
   }
   Buffer(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept : count_(other.count_), data_(other.data_) { other.count_ = 0, other.data_ = nullptr; }
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+  ~Buffer() {
+    if (data_) ::operator delete(data_, std::align_val_t{64});
+  }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
