@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,23 @@ def check_positive(where: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{where}: {name} must be a positive integer, got {value!r}")
     return value
+
+
+def check_training(where: str, training: Any, sparse_decay: Any, pattern: str) -> float | None:
+    """The decay of straight-through masks; None for ordinary ones."""
+    if training not in ("masked", "sr-ste"):
+        raise ValueError(f"{where}: training must be 'masked' or 'sr-ste', got {training!r}")
+    if training == "masked":
+        if sparse_decay is not None:
+            raise ValueError(f"{where}: sparse_decay must be left out with training='masked', it is for 'sr-ste'")
+        return None
+    if pattern == "channel":
+        raise ValueError(f"{where}: training must be 'masked' with pattern 'channel', which has no masks, got 'sr-ste'")
+    if sparse_decay is None:
+        return 2e-4
+    if isinstance(sparse_decay, bool) or not isinstance(sparse_decay, (int, float)) or not 0 <= sparse_decay < math.inf:
+        raise ValueError(f"{where}: sparse_decay must be a finite number >= 0, got {sparse_decay!r}")
+    return float(sparse_decay)
 
 
 def resolve_ratios(where: str, ratio: Any, pattern: Pattern | None, scope: str, layers: Mapping[str, nn.Module]) -> dict[str, float]:

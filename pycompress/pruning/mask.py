@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..nn.parametrized import remove_parametrizations
+from .straight_through import sparse_refined
 
 
 class Mask(nn.Module):
@@ -16,6 +17,9 @@ class Mask(nn.Module):
     pruned entry, the layer sees zero there, and the entry's gradient is exactly zero. The buffer ``mask`` (bool, the weight's shape)
     is part of the model's state_dict.
 
+    ``decay`` None: as described. A number: straight-through, the gradient reaches every entry of ``original``, and pruned ones get
+    ``decay * original`` added to theirs, which pulls them to zero (SR-STE, see ``straight_through.py``).
+
     >>> layer = nn.Linear(4, 2)
     >>> mask = add_mask(layer)
     >>> mask.mask[:, 0] = False      # layer.weight[:, 0] is now 0
@@ -23,11 +27,14 @@ class Mask(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, decay: float | None = None) -> None:
         super().__init__()
+        self.decay = decay
         self.register_buffer("mask", torch.ones_like(like, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.decay is not None:
+            return sparse_refined(weight, self.mask, self.decay)
         # where, not a product: a NaN or infinite value under the mask, or in its gradient, cannot leak.
         return torch.where(self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
@@ -38,9 +45,9 @@ class Mask(nn.Module):
         return f"shape={tuple(self.mask.shape)}, sparsity={1 - self.mask.float().mean().item():.3f}"
 
 
-def add_mask(layer: nn.Module) -> Mask:
+def add_mask(layer: nn.Module, decay: float | None = None) -> Mask:
     """Put an all-ones mask on ``layer.weight``, after whatever parametrizations it already has."""
-    mask = Mask(weight_of(layer))
+    mask = Mask(weight_of(layer), decay)
     parametrize.register_parametrization(layer, "weight", mask)
     return mask
 

@@ -27,14 +27,23 @@ class Masking:
     """Masks of all layers and the budgets they have to meet.
 
     ``ratios``: layer name -> share of its weights that is zero at the end (N:M patterns know their own). Budgets are met exactly:
-    per layer with ``scope="local"``, in total with ``"global"``. A weight that is zero stays zero.
+    per layer with ``scope="local"``, in total with ``"global"``. A weight that is zero stays zero, unless ``decay`` is a number: then
+    masks are straight-through with that decay, and every event chooses them anew.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], pattern: Pattern, ratios: Mapping[str, float], scope: str) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        pattern: Pattern,
+        ratios: Mapping[str, float],
+        scope: str,
+        decay: float | None = None,
+    ) -> None:
         self.layers = dict(layers)
         self.pattern = pattern
         self.ratios = dict(ratios)
         self.scope = scope
+        self.decay = decay
         shapes = {name: weight_of(layer).shape for name, layer in self.layers.items()}
         self.removable = {name: pattern.removable(shapes[name], ratios[name]) for name in self.layers}
         self.removable_together = pattern.removable_together(list(shapes.values()), next(iter(ratios.values())))
@@ -42,10 +51,25 @@ class Masking:
         self._types = {name: type(layer).__name__ for name, layer in self.layers.items()}  # before the masks rename them
 
     def attach(self) -> None:
-        self.masks = {name: add_mask(layer) for name, layer in self.layers.items()}
+        self.masks = {name: add_mask(layer, self.decay) for name, layer in self.layers.items()}
 
     def prune(self, criterion: Criterion, evidence_of: EvidenceOf, share: float) -> bool:
         """Prune until ``share`` of the final number of zeros is reached. Returns False: no shape changes."""
+        if self.decay is None:
+            self._prune(criterion, evidence_of, share)
+            return False
+        before = {name: mask.mask.clone() for name, mask in self.masks.items()}
+        try:
+            for mask in self.masks.values():
+                mask.mask.fill_(True)  # scores and budgets see the dense weights
+            self._prune(criterion, evidence_of, share)
+        except BaseException:
+            for name, mask in self.masks.items():
+                mask.mask.copy_(before[name])
+            raise
+        return False
+
+    def _prune(self, criterion: Criterion, evidence_of: EvidenceOf, share: float) -> None:
         names = list(self.layers)
         kept = {name: self.masks[name].mask for name in names}
         scores = {name: criterion.scores(evidence_of(name)) for name in names}
@@ -63,7 +87,6 @@ class Masking:
             chosen = {name: lowest(scores[name], candidates[name], counts[name]) for name in names}
         for name in names:
             kept[name].logical_and_(~chosen[name])
-        return False
 
     def summary(self) -> PruningSummary:
         rows = []

@@ -13,7 +13,7 @@ from ..analysis.inputs import check_model
 from ..nn.surgery import Ignore, check_ignore, select
 from ..progress import track
 from .channels import ChannelRemoval
-from .checks import check_plain, check_positive, check_untied, check_weights, resolve_ratios
+from .checks import check_plain, check_positive, check_training, check_untied, check_weights, resolve_ratios
 from .criteria import CRITERIA, SCORABLE, Criterion, Evidence
 from .inputs import call_of, check_runs, inputs_of, modes_kept
 from .mask import stored_weight
@@ -58,9 +58,12 @@ class Pruner:
     - ``ignore``: names, patterns, types or modules that keep their weights. With channels, an ignored layer keeps its outputs; it
       still loses the inputs that its predecessors no longer produce.
     - ``round_to``: channels only; layer widths are rounded up to a multiple.
+    - ``training``: of masks. ``"masked"``: a pruned weight gets no gradient and stays pruned. ``"sr-ste"`` (Zhou et al. 2021, arXiv
+      2102.04010): gradients reach all weights, every ``frequency``-th ``step`` chooses the mask anew, also after ``steps`` events, so
+      weights come back; ``sparse_decay`` (default 2e-4, 0: plain straight-through) pulls the pruned ones to zero.
     - ``seed``: of the ``random`` criterion.
 
-    Nothing is changed if an argument is wrong. What is pruned stays pruned.
+    Nothing is changed if an argument is wrong. What is pruned stays pruned, except with ``training="sr-ste"``.
 
     >>> pruner = Pruner(model, x, pattern="2:4", steps=10)
     >>> for batch in data: train(batch); pruner.step()
@@ -81,6 +84,8 @@ class Pruner:
         frequency: int = 1,
         ignore: Ignore = (),
         round_to: int | None = None,
+        training: str = "masked",
+        sparse_decay: float | None = None,
         seed: int = 0,
     ) -> None:
         # Check everything, then touch the model.
@@ -96,6 +101,7 @@ class Pruner:
             check_positive(_WHERE, "round_to", round_to)
             if kind is not None:
                 raise ValueError(f"{_WHERE}: round_to must be left out with pattern {pattern!r}, it is for pattern 'channel'")
+        decay = check_training(_WHERE, training, sparse_decay, pattern)
         entries = check_ignore(_WHERE, model, ignore)
         supported = SCORABLE if kind is None else kind.types
         layers = select(model, supported, entries)
@@ -123,11 +129,12 @@ class Pruner:
         else:
             layers = {name: layer for name, layer in layers.items() if name in ratios}
             check_untied(_WHERE, model, layers)
-            self._engine = Masking(layers, kind, ratios, scope)
+            self._engine = Masking(layers, kind, ratios, scope, decay)
             self._statistics = Statistics(layers, self.criterion.needs)
         self._engine.attach()
         self._statistics.attach()
         self.model = model
+        self._anew = decay is not None
         self.event = 0
         self._calls = 0
         self._sparsity = 0.0
@@ -140,6 +147,8 @@ class Pruner:
             "steps": steps,
             "frequency": frequency,
             "round_to": round_to,
+            "training": training,
+            "sparse_decay": decay,
             "ratios": ratios,
         }
 
@@ -190,16 +199,17 @@ class Pruner:
             raise
 
     def step(self) -> PruningStep:
-        """Call after every training step. Every ``frequency``-th call prunes a little more, until ``steps`` events have happened.
+        """Call after every training step. Every ``frequency``-th call prunes a little more, until ``steps`` events have happened; with
+        ``training="sr-ste"`` it goes on choosing masks after that.
 
         With ``pattern="channel"`` an event replaces Parameters by smaller ones: build a new optimizer (and DDP wrapper) whenever
         ``structure_changed`` is true.
         """
         self._check_open("step")
-        due = not self.done and (self._calls + 1) % self.frequency == 0
+        due = (self._anew or not self.done) and (self._calls + 1) % self.frequency == 0
         changed = False
         if due:
-            share = self._schedule((self.event + 1) / self.steps)
+            share = self._schedule(min(1.0, (self.event + 1) / self.steps))
             changed = self._engine.prune(self.criterion, self._evidence, share)
             self.event += 1
             self._sparsity = self._engine.summary().sparsity
