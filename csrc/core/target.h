@@ -7,6 +7,8 @@
 //
 // MSVC needs no region: it accepts every intrinsic everywhere.
 #pragma once
+#include <cstdint>
+#include <cstring>
 
 #define PC_PRAGMA(x) _Pragma(#x)
 
@@ -67,3 +69,14 @@
 #define PC_INLINE __forceinline
 #define PC_RESTRICT __restrict
 #endif
+
+namespace pycompress {
+
+// Four bytes from any address: a convolution's pixels lie a number of channels apart, so a row of operands starts anywhere.
+static PC_INLINE int32_t load32(const char* p) {
+  int32_t value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+}  // namespace pycompress

@@ -37,8 +37,8 @@ struct Args {
   Shape shape;
   const void* x;
   Element x_type;
-  int64_t x_stride[4];  // n, c, h, w in elements; the stride of c (channels_last) or of w is 1
-  bool x_channels_last;
+  int64_t x_stride[4];   // n, c, h, w in elements; the stride of c (channels_last) or of w is 1
+  bool x_channels_last;  // an int8 x must be; depthwise layers need the layout of out
   const void* packed;
   const float* scale;  // per output channel
   const float* bias;   // or null

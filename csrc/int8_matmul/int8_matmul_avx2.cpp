@@ -101,15 +101,15 @@ void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
   for (int s = 0; s < segments; ++s, a += R) {
-    const int32_t* x[R];
+    const char* x[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const char*>(a[r]);
     for (int64_t i = 0; i < depth / kKr; ++i, b += 32) {
       const __m256i b0 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(b)));
       const __m256i b1 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(b + 16)));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256i v = _mm256_set1_epi32(x[r][i]);
+        const __m256i v = _mm256_set1_epi32(load32(x[r] + 4 * i));
         c[r][0] = _mm256_add_epi32(c[r][0], _mm256_madd_epi16(v, b0));
         c[r][1] = _mm256_add_epi32(c[r][1], _mm256_madd_epi16(v, b1));
       }
@@ -204,14 +204,14 @@ void rows_wide(const void* const* a, int segments, int64_t depth, const void* wi
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
   for (int s = 0; s < segments; ++s, a += R) {
-    const int32_t* x[R];
+    const char* x[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const char*>(a[r]);
     for (int64_t i = 0; i < depth / kKr; ++i, b += 2) {
       const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256i v = _mm256_set1_epi32(x[r][i]);
+        const __m256i v = _mm256_set1_epi32(load32(x[r] + 4 * i));
         c[r][0] = _mm256_add_epi32(c[r][0], _mm256_madd_epi16(v, b0));
         c[r][1] = _mm256_add_epi32(c[r][1], _mm256_madd_epi16(v, b1));
       }

@@ -75,16 +75,16 @@ void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* 
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) c[r][v] = _mm512_setzero_si512();
   for (int s = 0; s < segments; ++s, a += R) {
-    const int32_t* x[R];
+    const char* x[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const char*>(a[r]);
     for (int64_t i = 0; i < depth / kKr; ++i, b += 64 * V) {
       __m512i w[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(b + 64 * v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m512i u = _mm512_set1_epi32(x[r][i]);
+        const __m512i u = _mm512_set1_epi32(load32(x[r] + 4 * i));
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) c[r][v] = _mm512_dpbusd_epi32(c[r][v], u, w[v]);
       }

@@ -58,15 +58,15 @@ void tile_rows(const void* const* a, int segments, int64_t depth, const int8_t* 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
   for (int s = 0; s < segments; ++s, a += R) {
-    const int32_t* x[R];
+    const char* x[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = static_cast<const int32_t*>(a[r]);
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const char*>(a[r]);
     for (int64_t i = 0; i < depth / kKr; ++i, b += kKr * kNr) {
       const __m256i b0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b));
       const __m256i b1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b + 32));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256i u = _mm256_set1_epi32(x[r][i]);
+        const __m256i u = _mm256_set1_epi32(load32(x[r] + 4 * i));
         c[r][0] = PC_DPBUSD(c[r][0], u, b0);
         c[r][1] = PC_DPBUSD(c[r][1], u, b1);
       }
