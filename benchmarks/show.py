@@ -55,7 +55,8 @@ def plot(op: str, found: list[dict[str, str]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = op  # the same rows give the same file
     from matplotlib import pyplot as plt
 
-    cases, rivals = unique(row["case"] for row in found), unique(row["rival"] for row in found)
+    baseline = next((row["rival"] for row in found if row["speedup"] == row["speedup_q1"] == row["speedup_q3"] == "1.000"), None)
+    cases, rivals = unique(row["case"] for row in found), [name for name in unique(row["rival"] for row in found) if name != baseline]
     width = 0.8 / len(rivals)
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(cases)), 4.0), layout="constrained")
     for i, rival in enumerate(rivals):
@@ -64,15 +65,14 @@ def plot(op: str, found: list[dict[str, str]], path: Path) -> None:
         middle, low, high = ([float(row[name]) for row in mine] for name in ("speedup", "speedup_q1", "speedup_q3"))
         spread = [[max(m - q, 0) for m, q in zip(middle, low, strict=True)], [max(q - m, 0) for m, q in zip(middle, high, strict=True)]]
         axes.bar(at, middle, width, yerr=spread, label=rival, error_kw={"elinewidth": 0.8, "ecolor": "0.3"})
-    baseline = next((row["rival"] for row in found if row["speedup"] == row["speedup_q1"] == row["speedup_q3"] == "1.000"), "the baseline")
-    axes.axhline(1.0, color="0.5", linewidth=0.8)
+    axes.axhline(1.0, color="0.5", linewidth=0.8, label=baseline)
     axes.set_xticks(range(len(cases)), cases, rotation=20, ha="right", fontsize=8)
-    axes.set_ylabel(f"times as fast as {baseline}")
+    axes.set_ylabel(f"times as fast as {baseline or 'the baseline'}")
     first = found[0]
     axes.set_title(
         f"{op}: {first['cpu']}, {first['threads']} thread{'s' if first['threads'] != '1' else ''}, {first['versions']}", fontsize=9
     )
-    axes.legend(fontsize=7, ncols=min(4, len(rivals)))
+    figure.legend(fontsize=7, ncols=min(4, len(rivals) + 1), loc="outside lower center")
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, format="svg", metadata={"Date": None})
     plt.close(figure)
