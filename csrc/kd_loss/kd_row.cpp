@@ -5,11 +5,11 @@
 
 #include "core/float_rows.h"
 #include "core/scratch.h"
+#include "kd_loss/kd_formulas.h"
 
 namespace pycompress::kd_loss {
 namespace {
 
-constexpr double kLn2 = 0.69314718055994530942;
 constexpr float kSumLimit = 0x1p64f;  // a block whose sums pass this was started from too low a reference point
 
 bool is_reference(float x) { return x > kNoReference && x < kInfinity; }
@@ -23,13 +23,6 @@ float element(const void* row, DType dtype, int64_t j) {
 int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 const void* advance(const void* p, DType dtype, int64_t elements) { return static_cast<const char*>(p) + elements * element_size(dtype); }
-
-double log2_sum(double a, double b) {  // log2(2^a + 2^b)
-  const double top = std::max(a, b);
-  return std::isinf(top) ? top : top + std::log2(std::exp2(a - top) + std::exp2(b - top));
-}
-
-double divergence_term(double p, double log_p, double log_other) { return p > 0.0 ? p * (log_p - log_other) : (p == 0.0 ? 0.0 : p); }
 
 }  // namespace
 
@@ -291,16 +284,11 @@ double RowSolver::decouple(SoftGradient* g) {
   const double rest = forward_bits();
   const double rest_s = total_s_.log(), rest_t = total_t_.log();
   const double label_s = static_cast<double>(cs_) * student_at(label_), label_t = teacher_log2_at(label_);
-  const double log_s = log2_sum(rest_s, label_s), log_t = log2_sum(rest_t, label_t);
-  const double q = std::exp2(label_s - log_s), p = std::exp2(label_t - log_t), q_rest = std::exp2(rest_s - log_s),
-               p_rest = std::exp2(rest_t - log_t);
-  const double target = divergence_term(p, label_t - log_t, label_s - log_s) + divergence_term(p_rest, rest_t - log_t, rest_s - log_s);
-  // p - q from the smaller halves, so that a confident row loses no digits
-  const double ahead = q < 0.5 ? p - q : q_rest - p_rest;
-  g->scale_s = args_.nontarget_weight + args_.target_weight * ahead;
-  g->scale_t = args_.nontarget_weight;
-  label_gradient_ = -args_.target_weight * ahead;
-  return args_.target_weight * target + args_.nontarget_weight * rest;
+  const Decoupled d = kd_loss::decouple(rest, rest_s, rest_t, label_s, label_t, args_.target_weight, args_.nontarget_weight);
+  g->scale_s = d.scale_s;
+  g->scale_t = d.scale_t;
+  label_gradient_ = d.label_gradient;
+  return d.bits;
 }
 
 // Top-k teacher, in bits: the divergence over k classes and one bucket for all others. The sweep left the k classes out.
@@ -328,38 +316,14 @@ double RowSolver::bucketed(SoftGradient* g) {
     const double log_sum = top + std::log2(sum);
     for (double& x : *logs) x -= log_sum;
   }
-  // bits: the divergence. slope(i) = dD/dq_i, mean = sum q_i slope(i); the gradient of class j in bucket i is q_j (slope - mean).
-  double bits = 0.0, mean = 0.0, q_bits = 0.0, p_bits = 0.0;
-  const auto probability = [](double log) { return std::exp2(log); };
-  const auto log_m = [&](int64_t i) { return log2_sum(std::log2(a.beta) + log_p_[i], std::log2(1.0 - a.beta) + log_q_[i]); };
-  for (int64_t i = 0; i <= k; ++i) {
-    const double p = probability(log_p_[i]), q = probability(log_q_[i]);
-    if (a.divergence == Divergence::forward) {
-      bits += divergence_term(p, log_p_[i], log_q_[i]);
-    } else if (a.divergence == Divergence::reverse) {
-      bits += divergence_term(q, log_q_[i], log_p_[i]);
-    } else {
-      p_bits += divergence_term(p, log_p_[i], log_m(i));
-      q_bits += divergence_term(q, log_q_[i], log_m(i));
-    }
-  }
-  if (a.divergence == Divergence::jsd) {
-    bits = a.beta * p_bits + (1.0 - a.beta) * q_bits;
-    mean = (1.0 - a.beta) * q_bits;
-  } else if (a.divergence == Divergence::reverse) {
-    mean = bits;
-  }
-  const auto gradient = [&](int64_t i) {  // q_i (slope - mean), in nats
-    const double p = probability(log_p_[i]), q = probability(log_q_[i]);
-    if (a.divergence == Divergence::forward) return q - p;
-    if (q == 0.0) return 0.0;
-    const double slope = a.divergence == Divergence::reverse ? log_q_[i] - log_p_[i] : (1.0 - a.beta) * (log_q_[i] - log_m(i));
-    return kLn2 * q * (slope - mean);
-  };
+  Bits bits;
+  for (int64_t i = 0; i <= k; ++i) add_bits(a.divergence, a.beta, log_p_[i], log_q_[i], &bits);
+  const double mean = bits.mean(a.divergence, a.beta);
+  const auto gradient = [&](int64_t i) { return bucket_gradient(a.divergence, a.beta, log_p_[i], log_q_[i], mean); };
   for (int64_t i = 0; i < k; ++i) id_gradient_[i] = gradient(i);
   // The other classes share the bucket's gradient in proportion to the exponentials that the sweep kept.
   g->scale_s = total_s_.empty ? 0.0 : gradient(k);
-  return bits;
+  return bits.total(a.divergence, a.beta);
 }
 
 double RowSolver::solve(int64_t row, double weight) {

@@ -355,6 +355,17 @@ inline void run_cluster(std::vector<Block>& blocks) {
   for (Block& b : blocks) check_canaries(b);
 }
 
+// Keeps the thread_local variables that are no `__shared__` (pybind11 has some) out of a launch.
+class Bystanders {
+ public:
+  Bystanders() : extent_(static_shared()), saved_(extent_.begin, extent_.begin + extent_.bytes) {}
+  ~Bystanders() { std::memcpy(extent_.begin, saved_.data(), extent_.bytes); }
+
+ private:
+  Extent extent_;
+  std::vector<unsigned char> saved_;
+};
+
 // Runs a grid. Throws std::runtime_error for what would hang or corrupt on a device.
 inline void run(dim3 grid, dim3 block, dim3 cluster, size_t dynamic_bytes, std::function<void()> kernel) {
   if (machine.current) throw std::runtime_error("emulation: a kernel cannot launch a kernel");
@@ -362,6 +373,7 @@ inline void run(dim3 grid, dim3 block, dim3 cluster, size_t dynamic_bytes, std::
   machine.kernel = std::move(kernel);
   machine.error.clear();
   ++machine.launches;
+  const Bystanders bystanders;
   std::vector<Block> blocks(cluster.count());
   for (unsigned z = 0; z < grid.z; z += cluster.z)
     for (unsigned y = 0; y < grid.y; y += cluster.y)
