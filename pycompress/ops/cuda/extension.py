@@ -1,0 +1,59 @@
+"""The CUDA extension, if there is one: whether its kernels run on a device, and if not, why.
+
+``PYCOMPRESS_DISABLE_NATIVE=1`` switches it off like every native kernel. Nothing here touches a GPU before a CUDA tensor asks.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+NAME = "cuda"
+"""The kernel name of every op's CUDA kernels, beside the CPU's and ``"reference"``."""
+MIN_CAPABILITY = (8, 0)
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if os.environ.get("PYCOMPRESS_DISABLE_NATIVE", "0").lower() not in ("", "0", "false", "no"):
+        return None, "switched off by PYCOMPRESS_DISABLE_NATIVE=1"
+    try:
+        from ... import _C_cuda  # type: ignore[attr-defined,unused-ignore]
+    except ImportError as error:
+        return None, f"the extension pycompress._C_cuda is not installed or does not load ({error}); build it with PYCOMPRESS_CUDA=1"
+    return _C_cuda, None
+
+
+module, missing_reason = _load()
+"""The extension module or None, and the reason why it is None."""
+
+
+def unsupported_reason(capability: tuple[int, int], driver: int, runtime: int) -> str | None:
+    """Why kernels cannot run on a device of this compute capability, or None. Versions as CUDA has them: 1000 * major + 10 * minor.
+
+    A driver runs every toolkit of its own major version (CUDA compatibility guide, minor version compatibility).
+    """
+    if capability < MIN_CAPABILITY:
+        return "compute capability {}.{}, the kernels need {}.{}".format(*capability, *MIN_CAPABILITY)
+    if driver // 1000 < runtime // 1000:
+        return f"a driver for CUDA {driver // 1000}.{driver % 1000 // 10}, the kernels were built with {runtime // 1000}.{runtime % 1000 // 10}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def unsupported(index: int) -> str | None:
+    """Why the kernels do not run on CUDA device ``index`` of this process, or None."""
+    if module is None:
+        return missing_reason
+    if index not in _known:
+        _known[index] = unsupported_reason(torch.cuda.get_device_capability(index), module.driver_version(), module.runtime_version)
+    return _known[index]
+
+
+_known: dict[int, str | None] = {}
+
+
+def stream(device: torch.device) -> int:
+    """The address of the stream that torch uses now on this device."""
+    return torch.cuda.current_stream(device).cuda_stream
