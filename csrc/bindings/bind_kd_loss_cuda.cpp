@@ -26,6 +26,11 @@ void bind_kd_loss_cuda(py::module_& m) {
           a.teacher = teacher ? &some : nullptr, a.ids = ids ? &some : nullptr, a.teacher_classes = ids;
           return cuda_shared_bytes(a, cluster, on_chip);
         });
+  m.def("kd_loss_scale", [](int64_t rows, int64_t classes, int64_t ldg, uintptr_t gradient, int dtype, uintptr_t upstream, bool per_row,
+                            int device, uintptr_t stream) {
+    scale_cuda({rows, classes, ldg, address<void>(gradient), static_cast<DType>(dtype), address<const float>(upstream), per_row, device,
+                address<void>(stream)});
+  });
   py::class_<Plan>(m, "KdLossCudaPlan")
       .def(
           py::init([](int form, bool tail, int64_t ignore_index, int divergence, double temperature, double soft_weight, double hard_weight,

@@ -29,6 +29,21 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (threadIdx.x == 0) *loss = static_cast<float>(total * (scale ? static_cast<double>(*scale) : factor));
 }
 
+__global__ void __launch_bounds__(kCudaMaxThreads)
+    scale_kernel(void* gradient, DType dtype, int64_t ldg, int classes, bool vector, const float* upstream, bool per_row) {
+  const float factor = upstream[per_row ? blockIdx.x : 0u];
+  if (factor == 1.0f) return;
+  char* row = static_cast<char*>(gradient) + blockIdx.x * ldg * bytes_of(dtype);
+  for (int j = static_cast<int>(threadIdx.x) * 8; j < classes; j += static_cast<int>(blockDim.x) * 8) {
+    const int n = classes - j < 8 ? classes - j : 8;
+    float g[8];
+    load_chunk(row, dtype, j, n, vector, g);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) g[i] *= factor;
+    store_chunk(row, dtype, j, n, vector, g);
+  }
+}
+
 using RowKernel = void (*)(RowArgs);
 
 RowKernel row_kernel_for(const Args& a) {
@@ -103,6 +118,12 @@ void run_cuda(const CudaCall& call) {
   if (a.reduction != Reduction::none)
     cuda::launch(what, {dim3(1), kReduceThreads, 0, 1}, call.stream, total_kernel, static_cast<const float*>(call.row_loss), a.rows,
                  p.scale, static_cast<double>(p.factor), a.loss);
+}
+
+void scale_cuda(const ScaleCall& c) {
+  const cuda::DeviceGuard guard(c.device, "kd_loss");
+  cuda::launch("kd_loss", {dim3(static_cast<unsigned>(c.rows)), kCudaMaxThreads, 0, 1}, c.stream, scale_kernel, c.gradient, c.dtype, c.ldg,
+               static_cast<int>(c.classes), is_vector(c.gradient, c.ldg, c.dtype), c.upstream, c.per_row);
 }
 
 }  // namespace pycompress::kd_loss

@@ -30,4 +30,16 @@ int64_t cuda_shared_bytes(const Args& args, int cluster, bool on_chip);
 // Throws std::runtime_error if the launch fails.
 void run_cuda(const CudaCall& call);
 
+// Multiplies a gradient with what comes from upstream: one value, or one per row. Reads no gradient where it is 1.
+struct ScaleCall {
+  int64_t rows, classes, ldg;
+  void* gradient;
+  DType dtype;
+  const float* upstream;
+  bool per_row;
+  int device;
+  void* stream;
+};
+void scale_cuda(const ScaleCall& call);
+
 }  // namespace pycompress::kd_loss

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .cuda import kd_loss as cuda_kd_loss
+from .cuda.extension import NAME as CUDA
 from .kd_loss_options import DIVERGENCES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
 from .kd_loss_reference import kd_loss_reference
 from .library import define, tracing
@@ -41,8 +43,8 @@ def kd_loss(
 ) -> Tensor:
     """``soft_weight * T^2 * D(teacher, student) + hard_weight * cross_entropy(student, labels)``, T = ``temperature``.
 
-    - ``student_logits``: (..., classes) floating point. float32, bfloat16 and float16 on the CPU run the native kernels, which
-      compute in float32; everything else runs the reference. The loss is float32 (float64 for float64)
+    - ``student_logits``: (..., classes) floating point. float32, bfloat16 and float16 on the CPU and on CUDA run the native
+      kernels, which compute in float32; everything else runs the reference. The loss is float32 (float64 for float64)
     - ``teacher_logits``: the same rows; never gets a gradient. ``teacher_form``: "logits" (softened by T), "probabilities" or
       "log_probabilities" (taken as they are, and normalised; only the student is softened)
     - ``labels``: (...) integers, needed for ``hard_weight`` > 0 and "dkd". Rows with ``ignore_index`` count in neither term
@@ -59,7 +61,7 @@ def kd_loss(
       teacher's class of each student class, -1 for none. Both sides are renormalised over the compared classes; the
       cross-entropy uses all student classes
     - ``inplace``: allows to overwrite ``student_logits`` with the gradient (native kernels in eager mode; not for a leaf)
-    - ``kernel``: forces one of ``native.kernels("kd_loss")``
+    - ``kernel``: forces one of ``native.kernels("kd_loss")``, or "cuda" for tensors that are there
 
     Minus infinity masks a class. Where only the student masks it forward KL is infinite, where only the teacher does reverse
     KL, by definition. A NaN makes the loss and that row's gradient NaN, unless the row is ignored. No row that counts: 0 with
@@ -69,6 +71,8 @@ def kd_loss(
     ``soft_weight * T**2 * F.kl_div(log_softmax(s / T, 1), log_softmax(t / T, 1), reduction="batchmean", log_target=True)
     + hard_weight * F.cross_entropy(s, labels)``. Sources: Hinton et al. 2015 (arXiv 1503.02531), Agarwal et al. 2023 (jsd, arXiv
     2306.13649), Zhao et al. 2022 (dkd, arXiv 2203.08679), Huang et al. 2022 (dist, arXiv 2205.10536).
+
+    On CUDA nothing waits for the device: a label, id or weight out of range is no error there, but makes its row NaN.
 
     Raises ``ValueError`` for shapes, devices, options and indices out of range, ``TypeError`` for dtypes, ``RuntimeError`` for
     second derivatives of a native kernel (``create_graph=True``; ``kernel="reference"`` has them).
@@ -83,7 +87,7 @@ def kd_loss(
         teacher_form, tail,
     )  # fmt: skip
     common = check_tensors("kd_loss", options, student_logits, teacher_logits, labels, row_weights, teacher_ids, class_map)
-    name = kernel_for("kd_loss", student_logits, teacher_logits, options, kernel)
+    name = kernel_for("kd_loss", student_logits, teacher_logits, options, kernel, 0 if teacher_ids is None else teacher_ids.shape[-1])
     mapped = class_map if isinstance(class_map, Tensor) else None
     needs_grad = torch.is_grad_enabled() and student_logits.requires_grad
     if inplace and needs_grad and student_logits.is_leaf:
@@ -98,10 +102,16 @@ def kd_loss(
     return _run(*arguments, None, name)
 
 
-def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None) -> str:
-    """The kernel for these logits. Native ones take CPU tensors of float32, bfloat16 and float16, and all divergences but "dist"."""
-    name = native.resolve("kd_loss", kernel, where)
-    reason = unsupported(student, teacher, options.divergence if options.soft_weight > 0 else "")
+def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None, ids: int = 0) -> str:
+    """The kernel for these logits. Native ones take float32, bfloat16 and float16, and all divergences but "dist".
+
+    ``ids``: how many classes a top-k teacher names.
+    """
+    device = student.device.type
+    name = native.resolve("kd_loss", kernel, where) if device != "cuda" or kernel not in (None, CUDA) else CUDA
+    reason = unsupported(student, teacher, options.divergence if options.soft_weight > 0 else "", ids)
+    if name not in (CUDA, native.REFERENCE) and device == "cuda" and reason is None:
+        reason = f"on {student.device}, only on the CPU"
     if name == native.REFERENCE or reason is None:
         return name
     if kernel is not None:
@@ -115,19 +125,22 @@ def kernel_and_reason(student: Tensor, teacher: Tensor, divergence: str) -> tupl
     >>> kernel_and_reason(torch.randn(8, 10).double(), torch.randn(8, 10), "forward_kl")
     ('reference', 'no kernel for torch.float64 and torch.float32, only float32, bfloat16 and float16')
     """
-    missing = native.fallback_reason("kd_loss")
+    on_cuda = student.device.type == "cuda"
+    missing = None if on_cuda else native.fallback_reason("kd_loss")
     if missing is not None:
         return native.REFERENCE, missing
     reason = unsupported(student, teacher, divergence)
-    return (native.REFERENCE, f"no kernel for {reason}") if reason else (native.kernels("kd_loss")[0], None)
+    return (native.REFERENCE, f"no kernel for {reason}") if reason else (CUDA if on_cuda else native.kernels("kd_loss")[0], None)
 
 
-def unsupported(student: Tensor, teacher: Tensor, divergence: str) -> str | None:
+def unsupported(student: Tensor, teacher: Tensor, divergence: str, ids: int = 0) -> str | None:
     """Why no native kernel runs these arguments, or None. ``divergence``: "" if the teacher does not count."""
     if student.dtype not in native.DTYPES or teacher.dtype not in native.DTYPES:
         return f"{student.dtype} and {teacher.dtype}, only float32, bfloat16 and float16"
+    if student.device.type == "cuda":
+        return cuda_kd_loss.unsupported(student, teacher, divergence, ids)
     if student.device.type != "cpu":
-        return f"on {student.device}, only on the CPU"
+        return f"on {student.device}, only on the CPU and on CUDA"
     return "divergence 'dist'" if divergence == "dist" else None
 
 
@@ -152,6 +165,9 @@ class _Fused(torch.autograd.Function):
                 "kd_loss: create_graph=True asks for second derivatives, which the native kernels do not have; pass kernel='reference'"
             )
         (gradient,) = ctx.saved_tensors
+        if gradient.is_cuda:
+            cuda_kd_loss.scale_once("kd_loss", ctx, [gradient], upstream)
+            return gradient, None
         return scaled(gradient, upstream), None
 
 
@@ -208,12 +224,23 @@ def _run(
     gradient: Tensor | None,
     kernel: str,
     denominator: float = 0.0,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Call the extension; the gradient, if asked for, goes to ``gradient``, which may be the student.
 
-    ``denominator`` replaces the one of the reduction, for callers that see only part of the rows.
+    ``denominator`` replaces the one of the reduction, for callers that see only part of the rows; on CUDA ``scale`` does, one over
+    it, on the device.
     """
     rows = _rows(student)
+    if kernel == CUDA:
+        soft = options.soft_weight > 0
+        ids = _flat(teacher_ids, torch.int64) if soft else None
+        loss = cuda_kd_loss.run(
+            rows, _rows(teacher) if soft else None, _flat(labels, torch.int64), _flat(row_weights, torch.float32),
+            None if ids is None else ids.view(rows.shape[0], -1), _flat(class_map, torch.int64) if soft else None, common if soft else 0,
+            options, gradient if gradient is None or gradient.dim() == 2 else gradient.view(rows.shape), student.shape[0], scale=scale,
+        )  # fmt: skip
+        return loss.view(student.shape[:-1]) if options.reduction == "none" else loss
     n, classes = rows.shape
     loss = torch.empty(student.shape[:-1] if options.reduction == "none" else (), dtype=torch.float32, device=CPU)
     labels, row_weights = _flat(labels, torch.int64), _flat(row_weights, torch.float32)
@@ -278,7 +305,7 @@ def _run_op(student, teacher, labels, row_weights, teacher_ids, class_map, numbe
         temperature, soft_weight, hard_weight, divergence, beta, (first, second), label_smoothing, ignore_index, reduction,
         teacher_form, tail,
     )  # fmt: skip
-    out = torch.empty(student.shape if gradient else (0,), dtype=student.dtype, device=CPU)
+    out = torch.empty(student.shape if gradient else (0,), dtype=student.dtype, device=student.device)
     arguments = (student, teacher, labels, row_weights, teacher_ids, class_map, common, options)
     return _run(*arguments, out if gradient else None, kernel), out
 

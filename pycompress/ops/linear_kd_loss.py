@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .cuda import kd_loss as cuda_kd_loss
+from .cuda.extension import NAME as CUDA
 from .kd_loss import _reference, _run, kernel_for, scaled
 from .kd_loss_options import Options, check_options, check_tensors, check_values
 from .library import define, tracing
@@ -17,6 +19,9 @@ CHUNK_BYTES = 32 << 20
 """Student plus teacher logits of one chunk by default. Small enough for a last-level cache and for nobody's memory to notice;
 large enough that the matrix products run at full speed (64 rows or more at every vocabulary in use)."""
 MIN_CHUNK = 64
+CUDA_CHUNK_BYTES, MIN_CUDA_CHUNK = 1 << 30, 128
+"""On CUDA the matrix products need more rows, and each chunk reads and writes the head's gradient once more: 2048 rows of two
+vocabularies of 128256 in half precision. Multiples of 128 rows fill the tiles of the products."""
 
 
 def linear_kd_loss(
@@ -164,8 +169,11 @@ class Call(NamedTuple):
 
 
 def choose_chunk(hidden: Tensor, student_classes: int, teacher_classes: int) -> int:
-    """Rows per chunk: ``CHUNK_BYTES`` of logits, at least ``MIN_CHUNK`` rows."""
-    rows = CHUNK_BYTES // (hidden.element_size() * (student_classes + teacher_classes))
+    """Rows per chunk: ``CHUNK_BYTES`` of logits, at least ``MIN_CHUNK`` rows; on CUDA more."""
+    row_bytes = hidden.element_size() * (student_classes + teacher_classes)
+    if hidden.is_cuda:
+        return max(1, min(hidden.shape[0], max(MIN_CUDA_CHUNK, CUDA_CHUNK_BYTES // row_bytes // MIN_CUDA_CHUNK * MIN_CUDA_CHUNK)))
+    rows = CHUNK_BYTES // row_bytes
     return max(1, min(hidden.shape[0], max(MIN_CHUNK, rows)))
 
 
@@ -174,6 +182,8 @@ def run_chunks(rows: Problem, call: Call, learns: list[bool]) -> tuple[Tensor, l
     o, (n, classes), device = call.options, (rows.student_hidden.shape[0], rows.student_head.shape[0]), rows.student_hidden.device
     with torch.no_grad():
         divisor = denominator(rows, call)
+        if call.kernel == CUDA:
+            divisor = (torch.full((), 1.0 / divisor, device=device) if isinstance(divisor, float) else divisor.reciprocal()).float()
         size = min(call.chunk, n)
         student_buffer = rows.student_hidden.new_empty(size, classes)
         teacher_buffer = rows.teacher_hidden.new_empty(size, rows.teacher_head.shape[0] if o.soft_weight > 0 else 1)
@@ -223,6 +233,9 @@ def chunk_loss(student: Tensor, teacher: Tensor, rows: Problem, call: Call, part
     if call.options.soft_weight == 0:
         teacher = student
     arguments = (labels, row_weights, None, rows.class_map, call.common, options)
+    if call.kernel == CUDA:  # here divisor is one over it
+        assert isinstance(divisor, Tensor)
+        return _run(student, teacher, *arguments, student if gradient else None, CUDA, scale=divisor)
     if call.kernel != native.REFERENCE:
         assert isinstance(divisor, float)
         return _run(student, teacher, *arguments, student if gradient else None, call.kernel, divisor)
@@ -276,12 +289,16 @@ class _FusedLinear(torch.autograd.Function):
         rows = Problem(student_hidden, student_head, student_bias, *others)
         loss, gradients = (_call_op if tracing() else run_chunks)(rows, call, learns)
         ctx.save_for_backward(*gradients)
+        ctx.in_place = call.kernel == CUDA and not tracing()
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled() and not tracing():
             raise RuntimeError("linear_kd_loss: create_graph=True asks for second derivatives, which it does not have; use kd_loss")
+        if ctx.in_place:
+            cuda_kd_loss.scale_once("linear_kd_loss", ctx, ctx.saved_tensors, upstream)
+            return (*ctx.saved_tensors, *[None] * 7)
         return (*(None if g is None else scaled(g, upstream) for g in ctx.saved_tensors), *[None] * 7)
 
 

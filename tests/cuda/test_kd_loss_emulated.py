@@ -6,9 +6,10 @@ import pytest
 import torch
 from support.cuda_emulation import needs_compiler
 from support.cuda_kd_loss import emulated, emulated_loss_and_gradient
+from support.guard import guarded
 from support.kd_loss import assert_close, double_reference, teacher_values
 
-from pycompress.ops.cuda.kd_loss import Plan, plan, shared_bytes
+from pycompress.ops.cuda.kd_loss import Plan, plan, scale_in_place, shared_bytes
 
 pytestmark = needs_compiler
 
@@ -54,7 +55,7 @@ def test_reductions_and_masks(divergence, reduction, weighted, masked):
     student, teacher, labels = logits(rows, classes, 1), logits(rows, classes, 2), labels_for(rows, classes, (1, 4) if masked else ())
     student[1 if masked else 3, 5] = float("nan") if masked else 0.0  # a NaN in a row that does not count
     weights = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0]) if weighted else None
-    loss, gradient = compare(
+    _, gradient = compare(
         student, teacher, labels, temperature=2.0, divergence=divergence, reduction=reduction, row_weights=weights, label_smoothing=0.1
     )  # fmt: skip
     ignored = [1, 4] if masked else []
@@ -234,3 +235,16 @@ def test_plans_keep_large_vocabularies_on_chip_where_clusters_exist():
     assert plan(1000, 2, 2, 0, (9, 0)) == Plan(128, 1, True)
     assert plan(32000, 2, 2, 0, (8, 0)) == Plan(256, 1, True)
     assert plan(128256, 2, 2, 0, (8, 0)) == Plan(256, 1, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 64), (5, 2049), (1, 7)])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_gradients_are_scaled_in_place(shape, dtype, per_row):
+    gradient = guarded(logits(*shape, 1, dtype))
+    upstream = torch.linspace(0.5, 1.0, shape[0]) if per_row else torch.tensor(0.75)
+    want = (gradient.float() * (upstream[:, None] if per_row else upstream)).to(dtype)
+    scale_in_place(emulated(), 0, gradient, upstream)
+    assert torch.equal(gradient, want)
+    scale_in_place(emulated(), 0, gradient, torch.ones(shape[0]) if per_row else torch.ones(()))
+    assert torch.equal(gradient, want)

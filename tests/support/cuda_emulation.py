@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +47,7 @@ def extension(name: str, *sources: str | Path, arch: int = 90) -> ModuleType:
     return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def _build(sources: tuple[str, ...], arch: int, flags: tuple[str, ...]) -> Path:
     """Compiled once per content: kept in the temporary folder under a hash of everything that goes in."""
     assert _compiler is not None

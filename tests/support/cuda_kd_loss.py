@@ -7,12 +7,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from support.cuda_emulation import ORDERS, extension
-from support.guard import guarded
 from torch import Tensor
 
 from pycompress.ops.cuda.kd_loss import Plan, launch
 from pycompress.ops.kd_loss_options import check_options, check_tensors
+from support.cuda_emulation import ORDERS, extension
+from support.guard import guarded
 
 SOURCES = ("csrc/kd_loss/kd_loss_cuda.cu", "csrc/bindings/bind_kd_loss_cuda.cpp", "tests/cuda/kd_loss_module.cpp")
 

@@ -37,7 +37,8 @@ def unsupported_reason(capability: tuple[int, int], driver: int, runtime: int) -
     if capability < MIN_CAPABILITY:
         return "compute capability {}.{}, the kernels need {}.{}".format(*capability, *MIN_CAPABILITY)
     if driver // 1000 < runtime // 1000:
-        return f"a driver for CUDA {driver // 1000}.{driver % 1000 // 10}, the kernels were built with {runtime // 1000}.{runtime % 1000 // 10}"
+        has, needs = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, runtime))
+        return f"a driver for CUDA {has}, the kernels were built with {needs}"
     return None
 
 

@@ -6,19 +6,24 @@ on compute capability 9.0 and up, and writes the gradient from there; else it re
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import native
 from ..kd_loss_options import DIVERGENCES, REDUCTIONS, TEACHER_FORMS, Options
+from . import extension
 
 CHUNK = 8
 """Neighbouring classes that one thread works on (csrc/kd_loss/kd_loss_cuda.h)."""
 MAX_THREADS = 256
+MAX_CLASSES = 1 << 28
+"""Positions within a row are 32-bit integers in the kernel."""
 CLUSTERS = (1, 2, 4, 8)
 """Blocks per row; 8 is the largest cluster that every device with clusters runs."""
 STATIC_BYTES = 1024
@@ -42,9 +47,9 @@ def shared_limit(capability: tuple[int, int]) -> int:
 
 def shared_bytes(classes: int, student_size: int, teacher_size: int, ids: int, cluster: int, on_chip: bool) -> int:
     """Dynamic shared memory of a block. Sizes of elements; ``teacher_size`` 0 where the teacher is top-k or has no part."""
-    chunks = -(-(-(-classes // CHUNK)) // cluster)
+    chunks = _chunks(classes, cluster)
     row = chunks * CHUNK * (student_size + teacher_size) if on_chip else 0
-    return row + (12 * ids + 4 * -(-chunks // 4) if ids else 0)
+    return row + (12 * ids + 4 * math.ceil(chunks / 4) if ids else 0)
 
 
 def plan(classes: int, student_size: int, teacher_size: int, ids: int, capability: tuple[int, int]) -> Plan | None:
@@ -65,12 +70,59 @@ def plan(classes: int, student_size: int, teacher_size: int, ids: int, capabilit
     if not fitting and shared_bytes(classes, student_size, teacher_size, ids, 1, False) > limit:
         return None
     cluster, on_chip = (fitting[0], True) if fitting else (1, False)
-    chunks = -(-(-(-classes // CHUNK)) // cluster)
-    return Plan(min(MAX_THREADS, -(-chunks // 32) * 32), cluster, on_chip)
+    return Plan(min(MAX_THREADS, math.ceil(_chunks(classes, cluster) / 32) * 32), cluster, on_chip)
+
+
+def _chunks(classes: int, cluster: int) -> int:
+    """Of one block."""
+    return math.ceil(math.ceil(classes / CHUNK) / cluster)
+
+
+def unsupported(student: Tensor, teacher: Tensor, divergence: str, ids: int) -> str | None:
+    """Why no CUDA kernel runs these arguments, or None. ``divergence``: "" if the teacher does not count; ``ids``: of a top-k one."""
+    reason = extension.unsupported(student.device.index or 0)
+    if reason is not None:
+        return f"on {student.device}: {reason}"
+    if divergence == "dist":
+        return "divergence 'dist'"
+    classes, capability = student.shape[-1], torch.cuda.get_device_capability(student.device)
+    size = teacher.element_size() if divergence and not ids else 0
+    if classes >= MAX_CLASSES or plan(classes, student.element_size(), size, ids if divergence else 0, capability) is None:
+        return f"{classes} classes" + (f" with {ids} of a top-k teacher" if ids else "")
+    return None
+
+
+def run(*arguments: Any, **others: Any) -> Tensor:
+    """``launch`` with the extension, on the student's device and torch's current stream."""
+    device = arguments[0].device
+    return launch(extension.module, torch.cuda.get_device_capability(device), extension.stream(device), *arguments, **others)
+
+
+def scale_in_place(module: Any, stream: int, gradient: Tensor, upstream: Tensor) -> None:
+    """``gradient *= upstream``, a scalar or one value per row; touches no memory where that is 1, without asking the device."""
+    rows = gradient.view(-1, gradient.shape[-1]) if gradient.dim() != 2 else gradient
+    upstream = upstream.detach().to(torch.float32).contiguous()
+    module.kd_loss_scale(
+        rows.shape[0], rows.shape[1], rows.stride(0), rows.data_ptr(), native.DTYPES[rows.dtype], upstream.data_ptr(), upstream.dim() > 0,
+        rows.device.index or 0, stream,
+    )  # fmt: skip
+
+
+def scale_once(where: str, ctx: Any, gradients: Sequence[Tensor | None], upstream: Tensor) -> None:
+    """``scale_in_place`` for the backward pass of an autograd function, which may run once.
+
+    Only the device knows whether upstream is 1. A copy would cost two more passes over the gradients, and their memory again.
+    """
+    if getattr(ctx, "scaled", False):
+        raise RuntimeError(f"{where}: on CUDA the graph can be used only once (gradients are scaled in place); pass kernel='reference'")
+    ctx.scaled = True
+    for gradient in gradients:
+        if gradient is not None:
+            scale_in_place(extension.module, extension.stream(gradient.device), gradient, upstream)
 
 
 def launch(
-    module: ModuleType,
+    module: Any,
     capability: tuple[int, int],
     stream: int,
     student: Tensor,
