@@ -120,6 +120,10 @@ class Int4Linear(PackedModule):
 
     @property
     def weight(self) -> Tensor:
+        return dequantize_packed(self.packed, *self._format(), self._kernel)
+
+    @property
+    def int_weight(self) -> Tensor:
         """Canonical nibbles (out_features, ceil(in_features / 2)) uint8, unpacked on access; so are ``scale`` and ``zero_point``."""
         return self._get_canonical()["weight"]
 
@@ -164,7 +168,7 @@ class Int4Linear(PackedModule):
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device)
         with torch.no_grad():
-            dense.weight.copy_(dequantize_packed(self.packed, *self._format(), self._kernel))
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

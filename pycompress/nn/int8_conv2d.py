@@ -163,7 +163,7 @@ class Int8Conv2d(Int8ActivationModule):
         self.packed = pack_weight(weight.view(weight.shape[0], weight.shape[1], *self._geometry[1:3]), list(self._geometry), self._kernel)
 
     def _get_canonical(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return {"weight": self.int_weight}
 
     def _loaded(self) -> None:
         super()._loaded()
@@ -172,7 +172,7 @@ class Int8Conv2d(Int8ActivationModule):
         self._out_zero_point = int(self.out_zero_point) if self.asymmetric_output and known else None
 
     @property
-    def weight(self) -> Tensor:
+    def int_weight(self) -> Tensor:
         """Canonical int8 weight (out_channels, in_channels / groups, kh, kw), unpacked on access."""
         return unpack_weight(self.packed, self.in_channels, list(self._geometry), self._kernel).view(self.weight_shape)
 
@@ -243,7 +243,7 @@ class Int8Conv2d(Int8ActivationModule):
             device=self.scale.device,
         )
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale.view(-1, *[1] * (dense.weight.dim() - 1)))
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

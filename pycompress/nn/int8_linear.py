@@ -100,10 +100,10 @@ class Int8Linear(Int8ActivationModule):
         self.packed = pack_weight(weight, self._kernel)
 
     def _get_canonical(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return {"weight": self.int_weight}
 
     @property
-    def weight(self) -> Tensor:
+    def int_weight(self) -> Tensor:
         """Canonical int8 weight (out_features, in_features), unpacked on access."""
         return unpack_weight(self.packed, self.out_features, self.in_features, self._kernel)
 
@@ -122,7 +122,7 @@ class Int8Linear(Int8ActivationModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
-            check_input("Int8Linear", x, self.in_features, self.weight)
+            check_input("Int8Linear", x, self.in_features, self.int_weight)
         return int8_linear_packed(
             x,
             self.packed,
@@ -141,7 +141,7 @@ class Int8Linear(Int8ActivationModule):
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale[:, None])
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

@@ -178,7 +178,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
             device=self.scale.device,
         )
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale[:, None, None, None])
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

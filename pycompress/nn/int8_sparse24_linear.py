@@ -113,7 +113,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
-            check_input("Int8Sparse24Linear", x, self.in_features, self.weight)
+            check_input("Int8Sparse24Linear", x, self.in_features, self.int_weight)
         return int8_sparse24_linear_packed(
             x,
             self.packed,
@@ -131,7 +131,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale[:, None])
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

@@ -47,17 +47,16 @@ class _Int8WeightOnly(PackedModule):
         self.packed = tensors["weight"].contiguous()
 
     def _get_canonical(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+        return {"weight": self.int_weight}
 
     @property
-    def weight(self) -> Tensor:
+    def int_weight(self) -> Tensor:
         """Canonical int8 weight."""
         return self.packed
 
     def _float(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         # Scaled before the product, not after: unscaled sums of int8 values would leave the range of float16.
-        weight = (self.weight.float() * self.scale.view(-1, *[1] * (self.weight.dim() - 1))).to(dtype)
-        return weight, None if self.bias is None else self.bias.to(dtype)
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
     @property
     def fallback_reason(self) -> str | None:
@@ -68,7 +67,7 @@ class _Int8WeightOnly(PackedModule):
         return self.canonical["weight"][1]
 
     def num_params(self) -> int:
-        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
+        return self.packed.numel() + (0 if self.bias is None else self.bias.numel())
 
 
 @LAYERS.register("Int8WeightOnlyLinear")
@@ -98,7 +97,7 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
     def to_dense(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale[:, None])
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)
@@ -154,7 +153,7 @@ class Int8WeightOnlyConv2d(_Int8WeightOnly):
         options = {"bias": self.bias is not None, "device": self.scale.device}
         dense = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, **self._geometry(), **options)
         with torch.no_grad():
-            dense.weight.copy_(self.weight.float() * self.scale[:, None, None, None])
+            dense.weight.copy_(self.weight)
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)

@@ -37,6 +37,18 @@ class PackedModule(CompressedModule):
         """Called after tensors were loaded or moved; subclasses refresh what they derive from buffers."""
 
     @property
+    def int_weight(self) -> Tensor:
+        """The integers that are stored, unpacked on every access."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer multiplies with, in float32, computed on every access: models ask their layers' weights for dtype and device, and
+        cast inputs to it (the patch embeddings of Hugging Face's vision models do)."""
+        integers = self.int_weight
+        return integers.float() * self.scale.view(-1, *[1] * (integers.dim() - 1))
+
+    @property
     def _device(self) -> torch.device:
         return self.scale.device
 

@@ -59,9 +59,13 @@ class Sparse24Weight(PackedModule):
         return self.packed.device
 
     @property
-    def weight(self) -> Tensor:
-        """The dense weight in the dtype of the values, unpacked on access."""
+    def int_weight(self) -> Tensor:
         return self._matrix().view(self.weight_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, unpacked (and dequantized) on access."""
+        return self._matrix().view(self.weight_shape) if self.values_dtype.is_floating_point else super().weight
 
     @property
     def fallback_reason(self) -> str | None:

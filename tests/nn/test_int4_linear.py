@@ -25,7 +25,7 @@ def test_runs_the_op(options):
     tensors = quantize_weight_int4(linear.weight, group_size, options.get("symmetric", True))
     expected = int4_linear(x, *tensors, linear.bias, group_size=group_size, int8_activations=options.get("int8_activations", False))
     assert torch.equal(layer(x), expected)
-    assert torch.equal(layer.weight, tensors[0]) and torch.equal(layer.scale, tensors[1])
+    assert torch.equal(layer.int_weight, tensors[0]) and torch.equal(layer.scale, tensors[1])
     assert layer.kernel == native.kernels("int4_matmul")[0]
     assert (layer.fallback_reason is None) == (layer.kernel != "reference")
     assert (layer(x) - linear(x)).norm() < 0.1 * linear(x).norm()
@@ -103,13 +103,13 @@ def test_a_default_device_does_not_reach_the_kernels():
     with torch.device("meta"):
         assert torch.equal(layer(x), y)
         assert Int4Linear(3, 2).weight.device.type == "meta"
-        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+        assert torch.equal(copy.deepcopy(layer).int_weight, layer.int_weight)
 
 
 def test_to_dense_and_repr():
     linear, layer, _ = make(group_size=64, symmetric=False, int8_activations=True)
     dense = layer.to_dense()
-    assert torch.equal(dense.weight, dequantize_int4(layer.weight, layer.scale, layer.zero_point, 167, 64))
+    assert torch.equal(dense.weight, dequantize_int4(layer.int_weight, layer.scale, layer.zero_point, 167, 64))
     assert torch.equal(dense.bias, linear.bias)
     assert "format=int8 x int4 asymmetric, groups of 64" in repr(layer)
     assert f"kernel={layer.kernel}" in repr(layer)
@@ -144,20 +144,20 @@ def test_a_forked_child_gets_the_same_bits():
         (lambda layer: Int4Linear(3, 2, group_size=16), ValueError, "group_size must be 32, 64 or 128, got 16"),
         (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), group_size=3), ValueError, "group_size must be 32, 64 or 128, got 3"),
         (lambda layer: Int4Linear(3, 2, activation="swish"), ValueError, "activation must be"),
-        (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), weight=layer.weight), ValueError, "given together"),
-        (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), zero_point=layer.weight), ValueError, "zero_point needs weight and scale"),
+        (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), weight=layer.int_weight), ValueError, "given together"),
+        (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), zero_point=layer.int_weight), ValueError, "zero_point needs weight and scale"),
         (
-            lambda layer: Int4Linear.from_float(nn.Linear(167, 21), weight=layer.weight, scale=layer.scale, symmetric=False),
+            lambda layer: Int4Linear.from_float(nn.Linear(167, 21), weight=layer.int_weight, scale=layer.scale, symmetric=False),
             ValueError,
             "zero_point must be given if and only if symmetric is False",
         ),
         (
-            lambda layer: Int4Linear.from_float(nn.Linear(167, 20), weight=layer.weight, scale=layer.scale),
+            lambda layer: Int4Linear.from_float(nn.Linear(167, 20), weight=layer.int_weight, scale=layer.scale),
             ValueError,
             "weight must have 20 rows",
         ),
         (
-            lambda layer: Int4Linear.from_float(nn.Linear(167, 21), weight=layer.weight, scale=layer.scale * float("inf")),
+            lambda layer: Int4Linear.from_float(nn.Linear(167, 21), weight=layer.int_weight, scale=layer.scale * float("inf")),
             ValueError,
             "scale must be finite",
         ),

@@ -36,7 +36,7 @@ def test_runs_the_op(index, static):
     weight, scale = quantize_weight(conv.weight)
     sizes = {"stride": conv.stride, "padding": layer.padding, "dilation": conv.dilation, "groups": conv.groups}
     assert torch.equal(layer(x), int8_conv2d(x, weight, scale, conv.bias, **sizes, **static))
-    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.int_weight, weight)
     assert layer.kernel == native.kernels("int8_conv2d")[0]
     assert (layer.fallback_reason is None) == (layer.kernel != "reference")
 
@@ -92,7 +92,7 @@ def test_half_meta_and_default_device():
     y, state = layer(x), layer.state_dict()
     with torch.device("meta"):
         assert torch.equal(layer(x), y)
-        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+        assert torch.equal(copy.deepcopy(layer).int_weight, layer.int_weight)
     layer.half()
     assert layer.scale.dtype == torch.float32
     assert torch.equal(layer(x), y)

@@ -98,7 +98,7 @@ def test_layer_equals_int8_conv2d_on_the_same_weight(x_scale, bias):
     layer = Int8Sparse24Conv2d.from_float(conv, x_scale=x_scale)
     dense = Int8Conv2d.from_float(conv, x_scale=x_scale)
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-6, atol=1e-5)
-    assert torch.equal(layer.weight, dense.weight)
+    assert torch.equal(layer.int_weight, dense.int_weight)
     assert torch.equal(layer.to_dense().weight, dense.to_dense().weight)
     assert layer.format == f"2:4 int8 {'dynamic' if x_scale is None else 'static'}"
     twin = Int8Sparse24Conv2d.from_config(layer.config())

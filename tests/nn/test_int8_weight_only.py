@@ -36,7 +36,7 @@ def test_equals_the_float_layer_with_dequantized_weights(pair):
     layer, x = pair
     quantized = convert(layer)
     q, scale = quantize_weight(layer.weight)
-    assert torch.equal(quantized.weight, q) and torch.equal(quantized.scale, scale)
+    assert torch.equal(quantized.int_weight, q) and torch.equal(quantized.scale, scale)
     assert torch.equal(quantized(x), quantized.to_dense()(x))
     assert quantized.to_dense().weight.dtype == torch.float32
     assert (quantized(x) - layer(x)).norm() < 0.02 * layer(x).norm() + 1e-6

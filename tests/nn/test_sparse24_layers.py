@@ -42,7 +42,7 @@ def test_int8_layer_equals_the_reference(x_scale):
     expected = int8_sparse24_linear_reference(x, state["values"], state["indices"], state["scale"], state["bias"], x_scale=x_scale)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
     q, scale = quantize_weight(linear.weight)
-    assert torch.equal(layer.weight, q)
+    assert torch.equal(layer.int_weight, q)
     assert torch.equal(layer.scale, scale)
     relative = (layer(x) - linear(x)).norm() / linear(x).norm()
     assert relative < (0.02 if x_scale is None else 0.1)

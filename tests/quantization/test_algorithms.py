@@ -102,7 +102,7 @@ def test_executed_layers_get_the_chosen_integers(name):
     assert ROUNDING[name](prepared, *([data] if ALGORITHMS[name].needs_data else [])) is prepared
     q, scale, _ = quantized_weight(prepared[2])
     converted = quantizer.convert(prepared)
-    assert torch.equal(converted[2].weight.int(), q) and torch.equal(converted[2].scale, scale)
+    assert torch.equal(converted[2].int_weight.int(), q) and torch.equal(converted[2].scale, scale)
     assert not torch.equal(q, nearest)
     assert output_error(converted, prepared, data[0]) < 1e-5
     by_one = quantize(model, Int8Static(), data=data, algorithms=[name])

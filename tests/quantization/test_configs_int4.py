@@ -25,7 +25,7 @@ def test_quantize(config):
     assert [type(layer) for layer in small] == [Int4Linear, nn.ReLU, nn.Conv1d, Int4Linear]
     assert small[0].int8_activations == isinstance(config, Int8ActInt4Weight)
     weight, scale, zero_point = quantize_weight_int4(net[0].weight, config.group_size, config.symmetric)
-    assert torch.equal(small[0].weight, weight) and torch.equal(small[0].scale, scale)
+    assert torch.equal(small[0].int_weight, weight) and torch.equal(small[0].scale, scale)
     assert (zero_point is None) == config.symmetric
     assert zero_point is None or torch.equal(small[0].zero_point, zero_point)
     assert (small(x) - net(x)).norm() < 0.2 * net(x).norm()

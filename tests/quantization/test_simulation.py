@@ -47,7 +47,7 @@ def test_linear_integers(config, shape):
     x = normal(*shape, seed=1)
     prepared, executed = prepare(layer, config, x[:1])
     q_w, scale, _ = quantized_weight(prepared)
-    assert torch.equal(executed.weight.int(), q_w) and torch.equal(executed.scale, scale)
+    assert torch.equal(executed.int_weight.int(), q_w) and torch.equal(executed.scale, scale)
     sums, step = integer_sums(prepared, x)
     if prepared.input_quantizer.scheme.dynamic is False:
         assert float(executed.x_scale) == float(prepared.input_quantizer.scale)
