@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/cuda/stream.h"
 #include "core/types.h"
 
 namespace pycompress::cuda {
@@ -36,12 +37,6 @@ class DeviceGuard {
 
  private:
   int device_, previous_ = 0;
-};
-
-// Where a kernel runs: device index and cudaStream_t, as Python hands them over.
-struct Stream {
-  int device = 0;
-  void* stream = nullptr;
 };
 
 struct Grid {

@@ -1,0 +1,18 @@
+"""The CUDA kernels of 2:4 layers on the host."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+from support.cuda_emulation import extension
+
+SOURCES = (
+    "csrc/sparse24_gemm/sparse24_i8_cuda.cu", "csrc/sparse24_gemm/sparse24_bf16_cuda.cu", "csrc/sparse24_gemm/sparse24_f16_cuda.cu",
+    "csrc/bindings/bind_sparse24_cuda.cpp", "tests/cuda/sparse24_module.cpp",
+)  # fmt: skip
+
+
+@cache
+def emulated() -> ModuleType:
+    return extension("_C_sparse24", *SOURCES, arch=80)
