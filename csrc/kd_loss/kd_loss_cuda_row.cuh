@@ -283,8 +283,8 @@ struct Row {
       if (kPair) {
         const float yt = fmaf(p.ct, t[i], -ref_t), et = cuda::exp2_fast(yt);
         a.sum_t += et;
-        if (mode == Mode::forward || mode == Mode::decoupled) a.cross += et == 0.0f ? 0.0f : et * (yt - ys);
-        if (mode == Mode::reverse) a.cross += es == 0.0f ? 0.0f : es * (ys - yt);
+        if (mode == Mode::forward || mode == Mode::decoupled) a.cross = et == 0.0f ? a.cross : fmaf(et, yt - ys, a.cross);
+        if (mode == Mode::reverse) a.cross = es == 0.0f ? a.cross : fmaf(es, ys - yt, a.cross);
       }
       if (p.hard == Cross::power)
         a.sum_1 += raised_to(es, p.power);

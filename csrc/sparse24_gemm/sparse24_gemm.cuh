@@ -51,43 +51,52 @@ __global__ void __launch_bounds__(Tl::kThreads, Tl::kResident)
   const int group = warp % kGroups, warp_m = warp / kGroups % (Tl::kBm / Tl::kWm) * Tl::kWm, turn = warp / (kGroups * (Tl::kBm / Tl::kWm));
   const int64_t m0 = blockIdx.x % tiles_m * Tl::kBm, n0 = blockIdx.x / tiles_m * Tl::kBn;
 
-  const auto copy_stage = [&](int64_t first, int slot) {
+  // A thread copies one chunk of every kXRows-th row of x, and of every kWRows-th channel.
+  constexpr int kXChunks = kXRow / 16, kXRows = Tl::kThreads / kXChunks, kWChunks = kWRow / 16, kWRows = Tl::kThreads / kWChunks;
+  static_assert(kXRows % 8 == 0 && Tl::kBm % kXRows == 0 && Tl::kBn % kWRows == 0);
+  const int x_row = thread / kXChunks, x_chunk = thread % kXChunks, w_row = thread / kWChunks, w_chunk = thread % kWChunks;
+  const int rows_left = p.m - m0 < Tl::kBm ? static_cast<int>(p.m - m0) : Tl::kBm;
+  const int64_t x_step = kXRows * p.ldx, w_step = kWRows * p.steps * 32;
+  const char* const x_from = static_cast<const char*>(p.x) + (m0 + x_row) * p.ldx + x_chunk * 16;
+  const char* const w_from = static_cast<const char*>(p.values) + (n0 + w_row) * p.steps * 32 + w_chunk * 16;
+  const uint32_t* const meta_from = p.meta + n0 / 64 * kMeta;
+  const int64_t meta_step = p.n_padded / 64 * kMeta;
+  const int steps = static_cast<int>(p.steps);
+  const auto copy_stage = [&](int first, int slot) {
     char* const stage = shared + slot * kStage;
-#pragma unroll 4
-    for (int i = thread; i < Tl::kBm * kXRow / 16; i += Tl::kThreads) {
-      const int row = i / (kXRow / 16), chunk = i % (kXRow / 16);
-      const int64_t byte = first * 64 + chunk * 16;
-      async_copy16(stage + swizzled<kXRow>(row, chunk), static_cast<const char*>(p.x) + (m0 + row) * p.ldx + byte,
-                   m0 + row < p.m && byte < p.x_bytes);
-    }
-#pragma unroll 4
-    for (int i = thread; i < Tl::kBn * kWRow / 16; i += Tl::kThreads) {
-      const int channel = i / (kWRow / 16), chunk = i % (kWRow / 16);
-      const int64_t byte = first * 32 + chunk * 16;
+    const bool x_in = first * 64 + x_chunk * 16 < static_cast<int>(p.x_bytes), w_in = first * 2 + w_chunk < steps * 2;
+    const char* from = x_from + first * 64;
+    char* to = stage + swizzled<kXRow>(x_row, x_chunk);
+#pragma unroll
+    for (int i = 0; i < Tl::kBm / kXRows; ++i, from += x_step, to += kXRows * kXRow)
+      async_copy16(to, from, x_in && x_row + i * kXRows < rows_left);
+    from = w_from + first * 32;
+#pragma unroll
+    for (int i = 0; i < Tl::kBn / kWRows; ++i, from += w_step) {
+      const int channel = w_row + i * kWRows;
       const int row = channel / 64 * 64 + channel % 8 * 8 + channel % 64 / 8;  // 8 rows of a matrix are neighbours here
-      async_copy16(stage + kXBytes + swizzled<kWRow>(row, chunk), static_cast<const char*>(p.values) + (n0 + channel) * p.steps * 32 + byte,
-                   byte < p.steps * 32);
+      async_copy16(stage + kXBytes + swizzled<kWRow>(row, w_chunk), from, w_in);
     }
     constexpr int kMetaChunks = kGroups * kMeta / 4;
+#pragma unroll
     for (int i = thread; i < Tl::kSteps * kMetaChunks; i += Tl::kThreads) {
-      const int64_t step = first + i / kMetaChunks;
-      const uint32_t* from = p.meta + (step * (p.n_padded / 64) + n0 / 64) * kMeta + i % kMetaChunks * 4;
-      async_copy16(stage + kXBytes + kWBytes + i * 16, from, step < p.steps);
+      const int step = first + i / kMetaChunks;
+      async_copy16(stage + kXBytes + kWBytes + i * 16, meta_from + step * meta_step + i % kMetaChunks * 4, step < steps);
     }
   };
 
   Accumulator sums[4][kNt][4] = {};
-  const int64_t all = (p.steps + Tl::kSteps - 1) / Tl::kSteps;
+  const int all = (steps + Tl::kSteps - 1) / Tl::kSteps;
 #pragma unroll
   for (int s = 0; s < Tl::kStages - 1; ++s) {
-    if (s < all) copy_stage(static_cast<int64_t>(s) * Tl::kSteps, s);
+    if (s < all) copy_stage(s * Tl::kSteps, s);
     async_commit();
   }
   int slot = 0;
-  for (int64_t stage_index = 0; stage_index < all; ++stage_index) {
+  for (int stage_index = 0; stage_index < all; ++stage_index) {
     async_wait<Tl::kStages - 2>();
     __syncthreads();  // everybody's part of this stage is there, and nobody reads the one that is overwritten next
-    const int64_t ahead = stage_index + Tl::kStages - 1;
+    const int ahead = stage_index + Tl::kStages - 1;
     if (ahead < all) copy_stage(ahead * Tl::kSteps, slot == 0 ? Tl::kStages - 1 : slot - 1);
     async_commit();  // also an empty group: the count in async_wait stays right
     const char* const x = shared + slot * kStage;
@@ -96,7 +105,7 @@ __global__ void __launch_bounds__(Tl::kThreads, Tl::kResident)
 #pragma unroll
     for (int own = 0; own < Tl::kSteps / Tl::kSplit; ++own) {
       const int step = own * Tl::kSplit + turn;
-      if (stage_index * Tl::kSteps + step >= p.steps) continue;  // the whole warp
+      if (stage_index * Tl::kSteps + step >= steps) continue;  // the whole warp
       uint32_t b[kNt][4];
 #pragma unroll
       for (int j = 0; j < kNt; ++j) ldmatrix_x4(b[j], x + swizzled<kXRow>(warp_m + j * 8 + lane % 8, step * 4 + lane / 8));
@@ -143,13 +152,6 @@ __global__ void __launch_bounds__(Tl::kThreads, Tl::kResident)
 
   const int64_t channel = n0 + group * 64 + lane / 4 * 8;
   const int channels = p.n - channel < 8 ? static_cast<int>(p.n - channel) : 8;  // of these eight; none if not positive
-  float col_scale[8] = {}, bias[8] = {};
-#pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    if (c >= channels) continue;
-    if constexpr (std::is_same_v<T, int8_t>) col_scale[c] = __ldg(p.col_scale + channel + c);
-    if (p.bias) bias[c] = __ldg(p.bias + channel + c);
-  }
   Out* const out = static_cast<Out*>(p.out);
 #pragma unroll
   for (int j = 0; j < kNt; ++j)
@@ -161,8 +163,14 @@ __global__ void __launch_bounds__(Tl::kThreads, Tl::kResident)
       if constexpr (std::is_same_v<T, int8_t>) row_scale = __ldg(p.row_scale + token);
       Eight<Out> values;
 #pragma unroll
-      for (int c = 0; c < 8; ++c)
-        values.v[c] = finish<T, Out>(sums[c / 2][j][c % 2 * 2 + h], row_scale, col_scale[c], bias[c], p.activation);
+      for (int c = 0; c < 8; ++c) {  // scales and bias come from the cache: registers are short
+        float col_scale = 0.0f, bias = 0.0f;
+        if (c < channels) {
+          if constexpr (std::is_same_v<T, int8_t>) col_scale = __ldg(p.col_scale + channel + c);
+          if (p.bias) bias = __ldg(p.bias + channel + c);
+        }
+        values.v[c] = finish<T, Out>(sums[c / 2][j][c % 2 * 2 + h], row_scale, col_scale, bias, p.activation);
+      }
       Out* const to = out + token * p.n + channel;
       if (aligned_out && channels == 8) {
         store8(to, values);
@@ -185,7 +193,7 @@ void launch_gemm(const CudaArgs& args, const cuda::Stream& stream) {
   cuda::launch(what, grid, stream.stream, sparse_gemm<T, Out, Tl>, args, tiles_m, aligned);
 }
 
-using Tile128x128 = Tile<128, 128, 32, 1, 2, 3, 2>;
+using Tile128x128 = Tile<128, 128, 32, 1, 2, 3, 1>;
 using Tile64x64 = Tile<64, 64, 16, 1, 2, 4, 2>;
 using TileFew = Tile<64, 16, 16, 4, 4, 4, 3>;
 
