@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import native
+from ..ops.cuda import sparse24 as cuda_sparse24
 from ..ops.sparse24 import content_problem, pack_indices, parse_nm, unchecked_to_dense
 from ..ops.sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 from .packed import PackedModule
@@ -71,6 +72,9 @@ class Sparse24Weight(PackedModule):
     def fallback_reason(self) -> str | None:
         if self._kernel != native.REFERENCE:
             return None
+        device = self._device
+        if device.type == "cuda" and (reason := cuda_sparse24.unsupported(self.op, device, self.values_dtype, self.pattern)):
+            return f"no kernel for {reason}"
         if self.pattern not in NATIVE_PATTERNS:
             return f"native kernels run the patterns {', '.join(NATIVE_PATTERNS)}, not {self.pattern}"
         return native.fallback_reason(self.op) or f"no native kernel for {self.packed.device.type} tensors"

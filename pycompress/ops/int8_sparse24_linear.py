@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .cuda import sparse24 as cuda_sparse24
+from .cuda.extension import NAME as CUDA
 from .int8_linear import _ACTIVATE, check_activation_quantization, check_input, check_weight, int8_linear_reference
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
@@ -50,7 +52,8 @@ def int8_sparse24_linear(
     - ``values``, ``indices``: an int8 weight (N, K) out of ``sparse24_compress``; ``scale``: (N,) float32; ``bias``: (N,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per row, ``max|x| / 127``. A float: static, symmetric, one scale per tensor
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
-    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference
+    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
+      "cuda" runs 2:4
 
     Returns (..., N) in the dtype of ``x``. Equals ``int8_linear(x, sparse24_to_dense(values, indices, K), scale, bias, ...)``: the
     integer sum is exact, the gradient with respect to ``x`` straight-through, a row with NaN or Inf gives NaN.
@@ -126,6 +129,8 @@ def _run(x, packed, scale, bias, n, k, pattern, x_scale, activation, kernel):
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.int8, kernel)
         dense = unchecked_to_dense(values, indices, k, pattern)
         return int8_linear_reference(x, dense, scale, bias, x_scale=x_scale, activation=activation)
+    if kernel == CUDA:
+        return cuda_sparse24.linear(x, packed, bias, n, activation, scale=scale, x_scale=x_scale)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)

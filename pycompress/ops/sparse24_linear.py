@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .cuda import sparse24 as cuda_sparse24
+from .cuda.extension import NAME as CUDA
 from .int8_linear import _ACTIVATE
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
@@ -44,7 +46,8 @@ def sparse24_linear(
     - ``x``: (..., K) float32, bfloat16 or float16; sums are float32
     - ``values``, ``indices``: a float32 weight (N, K) out of ``sparse24_compress``; ``bias``: (N,) float or None
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
-    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference
+    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
+      bfloat16 and float16 run "cuda" for 2:4: the weight is rounded to the dtype of ``x``
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, sparse24_to_dense(values, indices, K), bias))``, with a gradient
     with respect to ``x``. NaN and Inf in x reach all outputs that keep a weight there, and may reach others.
@@ -67,6 +70,8 @@ def sparse24_linear(
     if activation not in native.ACTIVATIONS:
         raise ValueError(f"{OP}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
     name = sparse24_kernel(OP, x, pattern, kernel)
+    if name == CUDA:  # the instructions want one type for both
+        values = values.to(x.dtype)
     packed = pack_sparse24(values, indices, k, pattern, name)
     bias = None if bias is None else bias.float().contiguous()
     return sparse24_linear_packed(x, packed, bias, values.shape[0], k, pattern, activation or "none", name)
@@ -118,7 +123,8 @@ class _WithGradient(torch.autograd.Function):
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
                 grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
-        values, indices = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
+        values, indices = unpack_sparse24(packed, n, k, pattern, x.dtype if kernel == CUDA else torch.float32, kernel)
+        values = values.float()
         return ((grad.float() @ unchecked_to_dense(values, indices, k, pattern)).to(x.dtype), *[None] * 7)
 
 
@@ -126,6 +132,8 @@ def _run(x, packed, bias, n, k, pattern, activation, kernel):
     if kernel == native.REFERENCE:
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
         return _linear(x, unchecked_to_dense(values, indices, k, pattern), bias, activation)
+    if kernel == CUDA:
+        return cuda_sparse24.linear(x, packed, bias, n, activation)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .cuda import sparse24 as cuda_sparse24
+from .cuda.extension import NAME as CUDA
 from .library import define, tracing
 from .sparse24 import parse_nm
 
@@ -17,7 +19,13 @@ _PREFIX = {torch.int8: "int8_sparse24", torch.float32: "sparse24"}
 
 
 def sparse24_kernel(op: str, x: Tensor, pattern: str, kernel: str | None) -> str:
-    """The kernel for a tensor and a pattern: the reference for other devices and other patterns than ``NATIVE_PATTERNS``."""
+    """The kernel for a tensor and a pattern: the reference for other patterns than ``NATIVE_PATTERNS`` and for other devices than the
+    CPU, but for what ``cuda.sparse24`` runs."""
+    if x.device.type == "cuda" and kernel in (None, CUDA):
+        reason = cuda_sparse24.unsupported(op, x.device, x.dtype, pattern)
+        if reason is None or kernel is None:
+            return CUDA if reason is None else native.REFERENCE
+        raise ValueError(f"{op}: kernel {kernel!r} cannot run {reason}")
     name = native.resolve(op, kernel)
     if name == native.REFERENCE or (x.device.type == "cpu" and pattern in NATIVE_PATTERNS):
         return name
@@ -45,6 +53,8 @@ def _pack(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) ->
     values, indices = values.detach().contiguous(), indices.contiguous()
     if kernel == native.REFERENCE:
         return torch.cat([values.view(torch.uint8).flatten(), indices.flatten()])
+    if kernel == CUDA:
+        return cuda_sparse24.to_flat(cuda_sparse24.pack(values, indices, k))
     prefix, n = _PREFIX[values.dtype], values.shape[0]
     packed = torch.empty(_bytes(prefix, kernel, n, k), dtype=torch.uint8)
     pack = getattr(native.module, f"{prefix}_pack")
@@ -57,6 +67,8 @@ def _unpack(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, ke
     if kernel == native.REFERENCE:
         end = n * p.kept(k) * dtype.itemsize
         return packed[:end].clone().view(dtype).view(n, p.kept(k)), packed[end:].clone().view(n, p.index_bytes(k))
+    if kernel == CUDA:
+        return cuda_sparse24.unpack(cuda_sparse24.from_flat(packed, n, k, dtype), n, k)
     values = torch.empty(n, p.kept(k), dtype=dtype)
     indices = torch.empty(n, p.index_bytes(k), dtype=torch.uint8)
     getattr(native.module, f"{_PREFIX[dtype]}_unpack")(kernel, packed.data_ptr(), n, k, p.n, values.data_ptr(), indices.data_ptr())
@@ -70,6 +82,8 @@ def _bytes(prefix: str, kernel: str, n: int, k: int) -> int:
 def _fake_pack(values, indices, k, pattern, kernel):
     if kernel == native.REFERENCE:
         return indices.new_empty(values.numel() * values.element_size() + indices.numel())
+    if kernel == CUDA:
+        return indices.new_empty(sum(cuda_sparse24.packed_bytes(values.shape[0], k, values.dtype)))
     return indices.new_empty(_bytes(_PREFIX[values.dtype], kernel, values.shape[0], k))
 
 

@@ -9,7 +9,7 @@ from support.cuda_emulation import extension
 
 SOURCES = (
     "csrc/sparse24_gemm/sparse24_i8_cuda.cu", "csrc/sparse24_gemm/sparse24_bf16_cuda.cu", "csrc/sparse24_gemm/sparse24_f16_cuda.cu",
-    "csrc/bindings/bind_sparse24_cuda.cpp", "tests/cuda/sparse24_module.cpp",
+    "csrc/int8_matmul/int8_quantize_cuda.cu", "csrc/bindings/bind_sparse24_cuda.cpp", "tests/cuda/sparse24_module.cpp",
 )  # fmt: skip
 
 

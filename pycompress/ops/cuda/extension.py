@@ -55,6 +55,10 @@ def unsupported(index: int) -> str | None:
 _known: dict[int, str | None] = {}
 
 
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def stream(device: torch.device) -> int:
     """The address of the stream that torch uses now on this device."""
     return torch.cuda.current_stream(device).cuda_stream

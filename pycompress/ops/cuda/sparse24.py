@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import native
 from ..sparse24 import Pattern
+from . import extension
 
 ELEMENTS = {torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Types of the kept values by their number in csrc/sparse24_gemm/sparse24_cuda.h."""
@@ -78,6 +79,38 @@ def unpack(packed: Packed, n: int, k: int) -> tuple[Tensor, Tensor]:
     return packed.values[:n, : p.kept(k)].contiguous(), indices.contiguous()
 
 
+def packed_bytes(n: int, k: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of ``Packed.values`` and of ``Packed.meta``."""
+    rows, steps = -(-n // ROWS) * ROWS, -(-k * dtype.itemsize // STEP_BYTES)
+    return rows * steps * STEP_BYTES // 2, rows // GROUP * steps * (512 if dtype == torch.int8 else 256)
+
+
+def to_flat(packed: Packed) -> Tensor:
+    """Both tensors in one of uint8."""
+    return torch.cat([t.view(torch.uint8).flatten() for t in packed])
+
+
+def from_flat(flat: Tensor, n: int, k: int, dtype: torch.dtype) -> Packed:
+    """Views of ``to_flat``'s result."""
+    end, _ = packed_bytes(n, k, dtype)
+    rows, steps = -(-n // ROWS) * ROWS, -(-k * dtype.itemsize // STEP_BYTES)
+    return Packed(flat[:end].view(dtype).view(rows, -1), flat[end:].view(torch.int32).view(steps, rows // GROUP, -1))
+
+
+def unsupported(op: str, device: torch.device, dtype: torch.dtype, pattern: str) -> str | None:
+    """Why no CUDA kernel runs ``op`` there, or None. ``dtype``: of the input, or of a layer's values."""
+    reason = extension.unsupported(device.index or 0)
+    if reason is not None:
+        return f"on {device}: {reason}"
+    if op not in ("sparse24_linear", "int8_sparse24_linear"):
+        return f"{op} on {device}"
+    if pattern != "2:4":
+        return f"pattern {pattern} on {device}, only 2:4"
+    if op == "sparse24_linear" and dtype not in ELEMENTS:
+        return f"{dtype} on {device}, only bfloat16 and float16"
+    return None
+
+
 def choose(m: int, n: int, multiprocessors: int) -> str:
     """The configuration: streams the weight for few tokens, else the larger tile if it still fills the device.
 
@@ -95,6 +128,41 @@ def rows_of_bytes(x: Tensor) -> Tensor:
     if x.shape[1] * size % 16 == 0 and x.stride(1) == 1 and x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0:
         return x
     return F.pad(x, (0, -x.shape[1] % (16 // size))) if x.shape[1] * size % 16 else x.clone(memory_format=torch.contiguous_format)
+
+
+def quantized(module: Any, stream: int, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
+    """``x`` (M, K) as int8 with rows padded by zeros, and the scale of each row: the arithmetic of ``int8_linear``, symmetric."""
+    m, k = x.shape
+    x = x if x.stride(1) == 1 or k == 1 else x.contiguous()
+    q = torch.empty(m, -(-k // 16) * 16, dtype=torch.int8, device=x.device)
+    scale = torch.empty(m, dtype=torch.float32, device=x.device)
+    zero = torch.empty(m, dtype=torch.int32, device=x.device)
+    module.quantize_rows(
+        m, k, x.data_ptr(), x.stride(0), native.DTYPES[x.dtype], x_scale is None, False, x_scale or 0.0, 0, -127, q.data_ptr(), q.stride(0),
+        scale.data_ptr(), zero.data_ptr(), x.device.index or 0, stream,
+    )  # fmt: skip
+    return q, scale
+
+
+def linear(
+    x: Tensor, flat: Tensor, bias: Tensor | None, n: int, activation: str, *, scale: Tensor | None = None, x_scale: float | None = None
+) -> Tensor:
+    """A 2:4 linear layer on torch's current stream. ``x``: (..., K); ``flat``: ``to_flat``'s result, of int8 values with ``scale``, else of
+    values in the dtype of ``x``."""
+    module, stream = extension.module, extension.stream(x.device)
+    rows = x.reshape(-1, x.shape[-1])
+    packed = from_flat(flat, n, rows.shape[1], x.dtype if scale is None else torch.int8)
+    row_scale = None
+    if scale is None:
+        operand = rows_of_bytes(rows)
+    else:
+        operand, row_scale = quantized(module, stream, rows, x_scale)
+    config = choose(rows.shape[0], n, extension.multiprocessors(x.device))
+    out = launch(
+        module, stream, operand, packed, n, bias=bias, activation=activation, config=config, out_dtype=x.dtype, row_scale=row_scale,
+        col_scale=scale,
+    )  # fmt: skip
+    return out.view(*x.shape[:-1], n)
 
 
 def launch(
@@ -117,6 +185,8 @@ def launch(
     - ``bias``: (n) float32; ``out_dtype``: that of ``x`` for floats
     """
     out = torch.empty(x.shape[0], n, dtype=out_dtype, device=x.device)
+    if x.shape[0] == 0:
+        return out
     size = x.element_size()
     module.sparse24_gemm(
         config, x.shape[0], n, packed.values.shape[0], packed.meta.shape[0], x.data_ptr(), x.stride(0) * size, x.shape[1] * size,
