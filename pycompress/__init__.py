@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, in the words that type checkers and ed
     from .pruning import Pruner as Pruner
     from .pruning import prune as prune
     from .quantization import Codebook as Codebook
+    from .quantization import EmbeddingWeightOnly as EmbeddingWeightOnly
     from .quantization import FakeQuant as FakeQuant
     from .quantization import Int4WeightOnly as Int4WeightOnly
     from .quantization import Int8ActInt4Weight as Int8ActInt4Weight
@@ -42,6 +43,7 @@ _PACKAGES = ("analysis", "distillation", "io", "nn", "ops", "pruning", "quantiza
 _PUBLIC = {
     "Codebook": "quantization",
     "Distiller": "distillation",
+    "EmbeddingWeightOnly": "quantization",
     "FakeQuant": "quantization",
     "Int4WeightOnly": "quantization",
     "Int8ActInt4Weight": "quantization",
@@ -64,6 +66,7 @@ _PUBLIC = {
 __all__ = [
     "Codebook",
     "Distiller",
+    "EmbeddingWeightOnly",
     "FakeQuant",
     "Int4WeightOnly",
     "Int8ActInt4Weight",

@@ -3,6 +3,7 @@
 from .algorithms import ALGORITHMS, adaround, bias_correction, cross_layer_equalization, gptq, hqq, smoothquant
 from .codebook import CODEBOOKS
 from .configs import Codebook, FakeQuant, Int8Dynamic, Int8Static, Int8WeightOnly, QuantizationConfig
+from .configs_embedding import EmbeddingWeightOnly
 from .configs_int4 import Int4WeightOnly, Int8ActInt4Weight
 from .fake_quantize import ActivationQuantizer, FakeQuantize
 from .fold import fold_batch_norm
@@ -18,6 +19,7 @@ __all__ = [
     "OBSERVERS",
     "ActivationQuantizer",
     "Codebook",
+    "EmbeddingWeightOnly",
     "FakeQuant",
     "FakeQuantize",
     "Int4WeightOnly",

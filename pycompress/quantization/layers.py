@@ -15,10 +15,13 @@ from ..nn.packed import PackedModule
 from ..nn.sparse24_conv2d import Sparse24Conv2d
 from ..nn.sparse24_linear import Sparse24Linear
 from ..nn.surgery import Ignore, all_names, ignored, replace
+from .foreign import as_linear, is_transposed_linear
 from .types import Layer
 
 if TYPE_CHECKING:
     from .configs import QuantizationConfig
+
+ConfigMap = Mapping[str | type[nn.Module], "QuantizationConfig"]
 
 _FLOAT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PACKED_FLOAT_LAYERS = (Sparse24Linear, Sparse24Conv2d)
@@ -26,7 +29,7 @@ _PACKED_FLOAT_LAYERS = (Sparse24Linear, Sparse24Conv2d)
 
 
 def choose_layers(
-    where: str, model: nn.Module, config: QuantizationConfig | Mapping[str, QuantizationConfig], ignore: Ignore, *, qat: bool = False
+    where: str, model: nn.Module, config: QuantizationConfig | ConfigMap, ignore: Ignore, *, qat: bool = False
 ) -> tuple[dict[str, QuantizationConfig], dict[str, str]]:
     """(name -> config of the layers to quantize, name -> reason for each layer with weights that stays as it is).
 
@@ -49,7 +52,7 @@ def choose_layers(
     for module, paths in names.items():
         if module in inside_compressed or not _has_weights(module):
             continue
-        layer_config = _config_of(paths, config)
+        layer_config = _config_of(module, paths, config)
         if any(ignored(path, module, ignore) for path in paths):
             kept[paths[0]] = "left as it is: named in ignore"
         elif layer_config is None:
@@ -64,19 +67,22 @@ def choose_layers(
         raise ValueError(f"{where}: model must have a layer that can be quantized, got none{_why_none(names, kept)}")
     for name in chosen:
         layer = model.get_submodule(name)
-        for part, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+        for part, tensor in (("weight", layer.weight), ("bias", getattr(layer, "bias", None))):  # an embedding has no bias
             if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
                 raise ValueError(f"{where}: {part} of layer {name!r} must be finite, got NaN or Inf")
     return chosen, kept
 
 
-def _config_of(paths: list[str], config: QuantizationConfig | Mapping[str, QuantizationConfig]) -> QuantizationConfig | None:
+def _config_of(module: nn.Module, paths: list[str], config: QuantizationConfig | ConfigMap) -> QuantizationConfig | None:
     """The last matching entry of a mapping wins, so that exceptions follow the rule."""
     if not isinstance(config, Mapping):
         return config
     found = None
     for pattern, candidate in config.items():
-        if any(path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern) for path in paths):
+        if isinstance(pattern, type):
+            if isinstance(module, pattern) or (issubclass(nn.Linear, pattern) and is_transposed_linear(module)):
+                found = candidate
+        elif any(path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern) for path in paths):
             found = candidate
     return found
 
@@ -102,11 +108,13 @@ def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
 
 
 def open_packed(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """Replace the packed float layers among these by dense ones with the same weights, in place."""
+    """Replace packed float layers, and linear layers of other libraries, among these by torch's with the same weights, in place."""
     for name in names:
         layer = model.get_submodule(name)
         if isinstance(layer, _PACKED_FLOAT_LAYERS):
             model = replace(model, layer, layer.to_dense())
+        elif is_transposed_linear(layer):
+            model = replace(model, layer, as_linear(layer))
     return model
 
 
@@ -116,11 +124,12 @@ def _obstacle(
     kind = type(module).__name__.removeprefix("Parametrized")
     if isinstance(module, config.packed_types):
         return _packed_obstacle(module, config, qat)
-    if not isinstance(module, config.layer_types):
+    transposed = is_transposed_linear(module) and nn.Linear in config.layer_types
+    if not isinstance(module, config.layer_types) and not transposed:
         return f"{type(config).__name__} has no layer for {kind}"
     if inside_attention:
         return "nn.MultiheadAttention uses this weight directly and never calls the layer"
-    if not any(type(module).forward is base.forward for base in _FLOAT_LAYERS):
+    if not transposed and not any(type(module).forward is base.forward for base in (*_FLOAT_LAYERS, nn.Embedding)):
         return f"{kind} has a forward of its own"
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
         return "its weight is not initialized, run the model once first"
@@ -134,7 +143,7 @@ def _obstacle(
         return f"its weight is {module.weight.dtype}, not a floating point type"
     if module.weight.numel() == 0:
         return "its weight is empty"
-    return config.obstacle(module)
+    return config.obstacle(as_linear(module) if transposed else module)
 
 
 def _packed_obstacle(module: PackedModule, config: QuantizationConfig, qat: bool) -> str | None:

@@ -17,18 +17,18 @@ from .calibration import Forward, evaluating, modules_of, run_batches, uncalled
 from .configs import QuantizationConfig
 from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_batch_norm, fold_pairs, foldable
-from .layers import choose_layers, open_packed
+from .layers import ConfigMap, choose_layers, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
 from .types import Layer
 
-Config = QuantizationConfig | Mapping[str, QuantizationConfig]
+Config = QuantizationConfig | ConfigMap
 
 
 class Quantizer:
     """Quantizes a model in three steps.
 
-    - ``config``: a config for all layers, or a mapping from layer names or patterns to configs (the last match wins; layers without a
-      match stay as they are), for mixed precision
+    - ``config``: a config for all layers, or a mapping from layer names, patterns or types to configs (the last match wins; layers without
+      a match stay as they are), for mixed precision
     - ``ignore``: names, patterns (``"encoder.*"``), types or modules to leave alone
     - ``fold_bn``: fold BatchNorms into the layers before them first
 
@@ -221,8 +221,9 @@ def check_config(where: str, config: Any) -> None:
         if not config:
             raise ValueError(f"{where}: config must name at least one layer, got an empty mapping")
         for pattern, one in config.items():
-            if not isinstance(pattern, str) or not isinstance(one, QuantizationConfig):
-                raise TypeError(f"{where}: config must map names to configs such as Int8Dynamic(), got {pattern!r}: {one!r}")
+            named = isinstance(pattern, str) or (isinstance(pattern, type) and issubclass(pattern, nn.Module))
+            if not named or not isinstance(one, QuantizationConfig):
+                raise TypeError(f"{where}: config must map names or layer types to configs such as Int8Dynamic(), got {pattern!r}: {one!r}")
     elif not isinstance(config, QuantizationConfig):
         hint = f", write {config.__name__}()" if isinstance(config, type) and issubclass(config, QuantizationConfig) else ""
         raise TypeError(f"{where}: config must be a config such as Int8Dynamic(), got {config!r}{hint}")

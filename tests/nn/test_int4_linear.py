@@ -145,7 +145,11 @@ def test_a_forked_child_gets_the_same_bits():
         (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), group_size=3), ValueError, "group_size must be 32, 64 or 128, got 3"),
         (lambda layer: Int4Linear(3, 2, activation="swish"), ValueError, "activation must be"),
         (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), weight=layer.int_weight), ValueError, "given together"),
-        (lambda layer: Int4Linear.from_float(nn.Linear(3, 2), zero_point=layer.int_weight), ValueError, "zero_point needs weight and scale"),
+        (
+            lambda layer: Int4Linear.from_float(nn.Linear(3, 2), zero_point=layer.int_weight),
+            ValueError,
+            "zero_point needs weight and scale",
+        ),
         (
             lambda layer: Int4Linear.from_float(nn.Linear(167, 21), weight=layer.int_weight, scale=layer.scale, symmetric=False),
             ValueError,

@@ -239,7 +239,7 @@ def test_batches_of_every_kind():
         (lambda m: quantize(m, "int8"), TypeError, r"quantize: config must be a config such as Int8Dynamic\(\), got 'int8'"),
         (lambda m: quantize(m, Int8Dynamic), TypeError, r"write Int8Dynamic\(\)"),
         (lambda m: quantize(m, {}), ValueError, "config must name at least one layer, got an empty mapping"),
-        (lambda m: quantize(m, {0: Int8Dynamic()}), TypeError, "config must map names to configs"),
+        (lambda m: quantize(m, {0: Int8Dynamic()}), TypeError, "config must map names or layer types to configs"),
         (lambda m: quantize(m, Int8Static()), ValueError, "data must be calibration batches, as static activations need them, got None"),
         (lambda m: quantize(m, Int8Static(), data=[]), ValueError, "calibrate: data must hold at least one batch, got none"),
         (lambda m: quantize(m, Int8Static(), data=5), TypeError, "calibrate: data must be an iterable of batches, got int"),

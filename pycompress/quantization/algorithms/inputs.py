@@ -44,7 +44,12 @@ class InputMoments:
 def rounding_layers(where: str, model: nn.Module) -> dict[str, Layer]:
     """Prepared layers with affine weights. ``ValueError`` if there is none, or if their scales are being trained."""
     check_model(where, model)
-    layers = {name: layer for name, layer in prepared_layers(model).items() if isinstance(weight_quantizer(layer), FakeQuantize)}
+    layers = {
+        name: layer
+        for name, layer in prepared_layers(model).items()
+        if isinstance(weight_quantizer(layer), FakeQuantize)
+        and not isinstance(layer, nn.Embedding)  # a look-up has no error to make up for
+    }
     if not layers:
         raise ValueError(f"{where}: model must be prepared with an affine config, call Quantizer.prepare first")
     if any(affine_quantizer(layer).learned for layer in layers.values()):
