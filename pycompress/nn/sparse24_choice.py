@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,6 +18,7 @@ from .int8_sparse24_conv2d import Int8Sparse24Conv2d
 from .int8_sparse24_linear import Int8Sparse24Linear
 from .sparse24_conv2d import Sparse24Conv2d
 from .sparse24_linear import Sparse24Linear
+from .speed import speed_up
 
 SMALLEST = 128 * 128
 """Layers with fewer weights stay dense unmeasured: there the cost of a call decides, not the kernel."""
@@ -145,7 +143,7 @@ def gain(in_features: int, out_features: int, threads: int, int8: bool = False) 
         if int8:
             dense = Int8Linear.from_float(dense)
         sparse = (Int8Sparse24Linear if int8 else Sparse24Linear)(in_features, out_features)
-        return _speed_up(dense, sparse, [torch.randn(rows, in_features) for rows in ROWS])
+        return speed_up(dense, sparse, [torch.randn(rows, in_features) for rows in ROWS])
 
 
 @cache
@@ -167,21 +165,4 @@ def conv_gain(
             dense = Int8Conv2d.from_float(dense)
         sparse = (Int8Sparse24Conv2d if int8 else Sparse24Conv2d)(*geometry)
         size = [max(IMAGE, dilation[i] * (kernel_size[i] - 1) + 1) for i in range(2)]
-        return _speed_up(dense, sparse, [torch.randn(1, in_channels, *size)])
-
-
-@torch.inference_mode()
-def _speed_up(dense: nn.Module, sparse: nn.Module, inputs: list[Tensor]) -> float:
-    logs = [math.log(_seconds(lambda: dense(x)) / _seconds(lambda: sparse(x))) for x in inputs]  # noqa: B023
-    return math.exp(sum(logs) / len(logs))
-
-
-def _seconds(function: Callable[[], object], rounds: int = 5) -> float:
-    """Shortest of a few runs after a warm-up."""
-    function()
-    best = math.inf
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
+        return speed_up(dense, sparse, [torch.randn(1, in_channels, *size)])

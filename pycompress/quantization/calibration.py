@@ -86,19 +86,27 @@ def batch_inputs(where: str, batch: Any, example_inputs: Any = None) -> tuple[tu
     raise TypeError(f"{where}: batch must be a tensor, a tuple or a mapping, got {type(batch).__name__}")
 
 
-def uncalled(where: str, model: nn.Module, names: Iterable[str], example_inputs: Any) -> list[str]:
-    """Those of the named layers that a forward pass on ``example_inputs`` does not call."""
+def input_shapes(where: str, model: nn.Module, names: Iterable[str], example_inputs: Any) -> dict[str, list[tuple[int, ...]]]:
+    """Name -> shapes of the inputs, each once, that a forward pass on ``example_inputs`` gives the named layers. Layers that it does not
+    call are left out."""
     args, kwargs = split_inputs(where, example_inputs)
-    called: set[nn.Module] = set()
     layers = {name: model.get_submodule(name) for name in names}
-    handles = [layer.register_forward_pre_hook(lambda module, _: called.add(module)) for layer in layers.values()]
+    shapes: dict[nn.Module, dict[tuple[int, ...], None]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("input")
+        found = shapes.setdefault(module, {})
+        if isinstance(x, Tensor):
+            found[tuple(x.shape)] = None
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers.values()]
     try:
         with untouched(model), evaluating(model):
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name, layer in layers.items() if layer not in called]
+    return {name: list(shapes[layer]) for name, layer in layers.items() if layer in shapes}
 
 
 def modules_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:

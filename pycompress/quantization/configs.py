@@ -43,6 +43,9 @@ class QuantizationConfig:
     simulated: ClassVar[bool] = False
     """Whether the result stays a float layer with quantized values."""
 
+    promises_speed: ClassVar[bool] = False
+    """Whether the converted layers are meant to be faster than float ones, so that ``crossover`` can leave a layer in float."""
+
     bits: int
     """Bits per weight."""
 
@@ -72,6 +75,7 @@ class _Int8Config(QuantizationConfig):
 
     layer_types = tuple(_INT8_LAYERS)
     packed_types = (Sparse24Linear, Sparse24Conv2d)
+    promises_speed = True
     bits = 8
 
     def weight_quantizer(self) -> FakeQuantize:
@@ -166,6 +170,7 @@ class Int8WeightOnly(_Int8Config):
 
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     packed_types: ClassVar[tuple[type[PackedModule], ...]] = ()
+    promises_speed: ClassVar[bool] = False
 
     def obstacle(self, layer: Layer) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":

@@ -13,11 +13,12 @@ from ..analysis.inputs import check_model
 from ..nn.base import set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, replace
 from .algorithms import check_algorithms
-from .calibration import Forward, evaluating, modules_of, run_batches, uncalled
+from .calibration import Forward, evaluating, input_shapes, modules_of, run_batches
 from .configs import QuantizationConfig
+from .crossover import Crossover, slower
 from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_batch_norm, fold_pairs, foldable
-from .layers import ConfigMap, choose_layers, open_packed
+from .layers import ConfigMap, choose_layers, float_twin, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
 from .types import Layer
 
@@ -31,17 +32,23 @@ class Quantizer:
       a match stay as they are), for mixed precision
     - ``ignore``: names, patterns (``"encoder.*"``), types or modules to leave alone
     - ``fold_bn``: fold BatchNorms into the layers before them first
+    - ``crossover``: None: every layer that can be int8 becomes int8, be it for the memory alone. "measure": ``convert`` leaves those in
+      float that are slower in int8 on this machine (a few milliseconds per kind of layer, on the shapes of ``example_inputs`` if given).
+      "table": the same without measuring, by a shipped table, so that the result does not depend on the machine's mood. The note of a
+      layer left in float says why
 
     >>> q = Quantizer(Int8Static(observer="percentile"), ignore=["head"])
     >>> model = q.prepare(model, example_inputs); q.calibrate(model, data); model = q.convert(model)
     """
 
-    def __init__(self, config: Config, *, ignore: Ignore = (), fold_bn: bool = True) -> None:
+    def __init__(self, config: Config, *, ignore: Ignore = (), fold_bn: bool = True, crossover: Crossover | None = None) -> None:
         check_config("Quantizer", config)
         self.config = dict(config) if isinstance(config, Mapping) else config
         self.ignore = ignore
         self.fold_bn = fold_bn
+        self.crossover = _check_crossover("Quantizer", crossover)
         self._example_inputs: Any = None
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def prepare(self, model: nn.Module, example_inputs: Any = None, *, qat: bool | Qat = False, inplace: bool = False) -> nn.Module:
         """Copy the model, fold BatchNorms and put the simulation onto every layer that will be quantized.
@@ -63,8 +70,10 @@ class Quantizer:
             raise ValueError(f"{where}: model must not be prepared already, call convert first")
         ignore = check_ignore(where, model, self.ignore)
         chosen, kept = choose_layers(where, model, self.config, ignore, qat=mode is not None)
+        shapes: dict[str, list[tuple[int, ...]]] = {}
         if example_inputs is not None:
-            for name in uncalled(where, model, chosen, example_inputs):
+            shapes = input_shapes(where, model, chosen, example_inputs)
+            for name in [name for name in chosen if name not in shapes]:
                 kept[name] = "left as it is: the model did not call it on example_inputs"
                 del chosen[name]
             if not chosen:
@@ -81,7 +90,7 @@ class Quantizer:
             forbid_fast_path(model, model.get_submodule(name.rpartition(".")[0]))
         for name, reason in kept.items():
             set_note(model.get_submodule(name), reason)
-        self._example_inputs = example_inputs
+        self._example_inputs, self._shapes = example_inputs, shapes
         return model
 
     def calibrate(
@@ -115,7 +124,8 @@ class Quantizer:
     def convert(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """Replace the prepared layers by quantized ones; the result computes the same integers as the simulation.
 
-        Layers that calibration never reached stay float, with a note. Raises ``RuntimeError`` if nothing was calibrated.
+        Layers that calibration never reached, and with ``crossover`` those that int8 would slow down, stay float, with a note. Raises
+        ``RuntimeError`` if nothing was calibrated.
         ``inplace``: change ``model`` itself (its root is still a new module if it is a single layer); if False it is not touched.
         """
         _prepared("convert", model)
@@ -127,6 +137,16 @@ class Quantizer:
         layers = prepared_layers(model)
         ready = {layer: config_of(layer) for layer in layers.values() if _is_ready(layer)}
         made = {layer: config.convert(layer) for layer, config in ready.items() if not config.simulated}
+        reasons = dict.fromkeys(layers.values(), "left as it is: calibration data never reached it")
+        if self.crossover is not None:
+            for name, layer in layers.items():
+                config = ready.get(layer)
+                if config is None or not config.promises_speed:
+                    continue
+                reason = slower(float_twin(layer), made[layer], self._shapes.get(name, ()), self.crossover)
+                if reason is not None:
+                    reasons[layer] = reason
+                    del made[layer], ready[layer]
         # All new layers exist; nothing below can fail.
         for layer, config in ready.items():
             if config.simulated:
@@ -134,7 +154,7 @@ class Quantizer:
         for layer in layers.values():
             if layer not in ready:
                 strip_layer(layer)
-                set_note(layer, "left as it is: calibration data never reached it")
+                set_note(layer, reasons[layer])
         for layer, new in made.items():
             model = replace(model, layer, new)
         return model
@@ -156,13 +176,14 @@ def quantize(
     example_inputs: Any = None,
     algorithms: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
     fold_bn: bool = True,
+    crossover: Crossover | None = None,
     forward: Forward | None = None,
     inplace: bool = False,
     progress: bool | None = None,
 ) -> nn.Module:
     """Quantize a trained model and return it; the given model is not touched unless ``inplace``.
 
-    - ``config``, ``ignore``, ``fold_bn``: see ``Quantizer``; ``example_inputs``, ``inplace``: see ``Quantizer.prepare``
+    - ``config``, ``ignore``, ``fold_bn``, ``crossover``: see ``Quantizer``; ``example_inputs``, ``inplace``: see ``Quantizer.prepare``
     - ``data``: calibration batches, needed by ``Int8Static`` and by algorithms that look at activations; see ``Quantizer.calibrate``
     - ``algorithms``: names out of ``ALGORITHMS`` or ``(name, options)``, applied in the order in which they make sense: those that change
       the float model first ("cross_layer_equalization", "smoothquant"), then those that choose the rounding ("adaround", "gptq", "hqq"),
@@ -177,6 +198,7 @@ def quantize(
     where = "quantize"
     check_model(where, model)
     check_config(where, config)
+    _check_crossover(where, crossover)
     steps = check_algorithms(where, algorithms)
     needs_data = [step.name for step in steps if step.needs_data]
     if data is None and (needs_data or _has_static(config)):
@@ -196,7 +218,7 @@ def quantize(
     for step in steps:
         if step.stage == "before":
             step.run(model, data, ignore=entries, inplace=True, **context)
-    quantizer = Quantizer(config, ignore=entries, fold_bn=False)
+    quantizer = Quantizer(config, ignore=entries, fold_bn=False, crossover=crossover)
     model = quantizer.prepare(model, example_inputs, inplace=True)
     try:
         if data is not None:
@@ -236,6 +258,12 @@ def _check_qat(where: str, qat: bool | Qat, config: Config) -> Qat | None:
         if qat and not one.trainable:
             raise ValueError(f"{where}: qat must be False for {type(one).__name__}, which cannot be trained, got {qat!r}")
     return "ste" if qat is True else qat or None
+
+
+def _check_crossover(where: str, crossover: Crossover | None) -> Crossover | None:
+    if crossover not in (None, "measure", "table"):
+        raise ValueError(f"{where}: crossover must be None, 'measure' or 'table', got {crossover!r}")
+    return crossover
 
 
 def _has_static(config: Config) -> bool:
