@@ -26,6 +26,9 @@ needs_compiler = pytest.mark.skipif(
     _compiler is None or sys.platform != "linux", reason="the CUDA emulator is built with g++ on Linux; there is none here"
 )
 
+ALIGNED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
+"""A misaligned access, harmless on this processor, is an error on a GPU."""
+
 ORDERS = {"forward": 0, "backward": 1, "shuffled": 20261124}
 """In which order the threads of a block take their turns: a missing barrier that one order hides shows in another."""
 
@@ -35,11 +38,14 @@ def library(*sources: str | Path, arch: int = 90, flags: Sequence[str] = ()) -> 
     return ctypes.CDLL(str(_build(tuple(str(s) for s in sources), arch, tuple(flags))))
 
 
-def extension(name: str, *sources: str | Path, arch: int = 90) -> ModuleType:
-    """The sources as a Python extension module called ``name``; one of them is its ``PYBIND11_MODULE``."""
+def extension(name: str, *sources: str | Path, arch: int = 90, flags: Sequence[str] = ()) -> ModuleType:
+    """The sources as a Python extension module called ``name``; one of them is its ``PYBIND11_MODULE``.
+
+    ``flags``: ``ALIGNED`` also ends the process at a misaligned access, for tests whose arrays are aligned as torch's are.
+    """
     pybind11 = pytest.importorskip("pybind11", reason="the bindings of CUDA ops are built with pybind11")
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    path = _build(tuple(str(s) for s in sources), arch, tuple(include))
+    path = _build(tuple(str(s) for s in sources), arch, (*include, *flags))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,12 +57,12 @@ def extension(name: str, *sources: str | Path, arch: int = 90) -> ModuleType:
 def _build(sources: tuple[str, ...], arch: int, flags: tuple[str, ...]) -> Path:
     """Compiled once per content: kept in the temporary folder under a hash of everything that goes in.
 
-    Undefined behaviour ends the process with a text: a misaligned access, harmless on this processor, is an error on a GPU.
+    Undefined behaviour ends the process with a text.
     """
     assert _compiler is not None
     command = [
         _compiler, "-std=c++17", "-O1", "-g1", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off",
-        "-Wall", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined",
+        "-Wall", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fno-sanitize=vptr,alignment", "-fno-sanitize-recover=undefined",
         f"-D__CUDA_ARCH__={arch * 10}", "-DPYCOMPRESS_CUDA_EMULATION=1", f"-I{HEADERS}", f"-I{ROOT / 'csrc'}", *flags,
     ]  # fmt: skip
     digest = hashlib.sha256(" ".join(command).encode())

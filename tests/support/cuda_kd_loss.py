@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycompress.ops.cuda.kd_loss import Plan, launch
 from pycompress.ops.kd_loss_options import check_options, check_tensors
-from support.cuda_emulation import ORDERS, extension
+from support.cuda_emulation import ALIGNED, ORDERS, extension
 from support.guard import guarded
 
 SOURCES = ("csrc/kd_loss/kd_loss_cuda.cu", "csrc/bindings/bind_kd_loss_cuda.cpp", "tests/cuda/kd_loss_module.cpp")
@@ -19,7 +19,7 @@ SOURCES = ("csrc/kd_loss/kd_loss_cuda.cu", "csrc/bindings/bind_kd_loss_cuda.cpp"
 
 @cache
 def emulated(arch: int = 90) -> ModuleType:
-    return extension("_C_kd_loss", *SOURCES, arch=arch)
+    return extension("_C_kd_loss", *SOURCES, arch=arch, flags=ALIGNED)
 
 
 def emulated_loss_and_gradient(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
-from support.cuda_emulation import extension
+from support.cuda_emulation import ALIGNED, extension
 
 SOURCES = (
     "csrc/sparse24_gemm/sparse24_i8_cuda.cu", "csrc/sparse24_gemm/sparse24_bf16_cuda.cu", "csrc/sparse24_gemm/sparse24_f16_cuda.cu",
@@ -15,4 +15,4 @@ SOURCES = (
 
 @cache
 def emulated() -> ModuleType:
-    return extension("_C_sparse24", *SOURCES, arch=80)
+    return extension("_C_sparse24", *SOURCES, arch=80, flags=ALIGNED)
