@@ -1,1 +1,1 @@
-"""CUDA kernels: plans, allocations and calls. Nothing here is imported where there is no CUDA extension."""
+"""CUDA kernels: plans, allocations and calls. Importing it touches no GPU and needs no extension."""

@@ -55,6 +55,11 @@ def unsupported(index: int) -> str | None:
 _known: dict[int, str | None] = {}
 
 
+@torch.compiler.assume_constant_result
+def capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
 def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 

@@ -85,7 +85,7 @@ def unsupported(student: Tensor, teacher: Tensor, divergence: str, ids: int) -> 
         return f"on {student.device}: {reason}"
     if divergence == "dist":
         return "divergence 'dist'"
-    classes, capability = student.shape[-1], torch.cuda.get_device_capability(student.device)
+    classes, capability = student.shape[-1], extension.capability(student.device.index or 0)
     size = teacher.element_size() if divergence and not ids else 0
     if classes >= MAX_CLASSES or plan(classes, student.element_size(), size, ids if divergence else 0, capability) is None:
         return f"{classes} classes" + (f" with {ids} of a top-k teacher" if ids else "")
@@ -95,7 +95,7 @@ def unsupported(student: Tensor, teacher: Tensor, divergence: str, ids: int) -> 
 def run(*arguments: Any, **others: Any) -> Tensor:
     """``launch`` with the extension, on the student's device and torch's current stream."""
     device = arguments[0].device
-    return launch(extension.module, torch.cuda.get_device_capability(device), extension.stream(device), *arguments, **others)
+    return launch(extension.module, extension.capability(device.index or 0), extension.stream(device), *arguments, **others)
 
 
 def scale_in_place(module: Any, stream: int, gradient: Tensor, upstream: Tensor) -> None:
