@@ -25,7 +25,7 @@ def case(rows: int, features: int, teacher_features: int, classes: int) -> dict[
     return {"name": f"{rows} x {features}/{teacher_features} x {classes}", **sizes}
 
 
-CASES = [case(1024, 256, 512, 8192), case(1024, 384, 768, 32000), case(512, 512, 1024, 128256)]
+CASES = [case(1024, 256, 512, 8192), case(1024, 384, 768, 32000), case(256, 256, 512, 128256)]
 
 
 @functools.lru_cache(maxsize=1)

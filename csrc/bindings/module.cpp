@@ -27,6 +27,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_int8_conv2d(m);
   bind_int8_matmul(m);
   bind_int8_sparse24(m);
+  bind_int8_weight(m);
   bind_kd_loss(m);
   bind_sparse24_gemm(m);
 }

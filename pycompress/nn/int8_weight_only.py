@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import native
 from ..ops.affine import quantize_weight
+from ..ops.int8_weight_linear import int8_weight_linear_unchecked
 from .base import LAYERS
 from .packed import PackedModule
 
@@ -72,9 +73,10 @@ class _Int8WeightOnly(PackedModule):
 
 @LAYERS.register("Int8WeightOnlyLinear")
 class Int8WeightOnlyLinear(_Int8WeightOnly):
-    """Drop-in for ``nn.Linear``: int8 weights, activations and sums in the dtype of ``x``.
+    """Drop-in for ``nn.Linear``: int8 weights, float activations.
 
-    Equals ``F.linear(x, weight * scale, bias)``.
+    Equals ``F.linear(x, weight, bias)``; float32, bfloat16 and float16 run :func:`pycompress.ops.int8_weight_linear`, other dtypes write
+    out a float weight on every call.
 
     >>> layer = Int8WeightOnlyLinear.from_float(nn.Linear(64, 32))
     """
@@ -91,8 +93,23 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
         layer._fill(linear, weight, scale)
         return layer
 
+    def _set_canonical(self, tensors: dict[str, Tensor]) -> None:
+        super()._set_canonical(tensors)
+        if self.packed.device.type == "cpu":
+            self._kernel = native.kernels("int8_weight_linear")[0]
+
+    @property
+    def fallback_reason(self) -> str | None:
+        if self._kernel != native.REFERENCE:
+            return None
+        return native.fallback_reason("int8_weight_linear") or f"no native kernel for {self.packed.device.type} tensors"
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, *self._float(x.dtype))
+        if x.shape[-1:] != (self.in_features,) or x.device != self.scale.device:
+            raise ValueError(
+                f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {tuple(x.shape)} on {x.device}"
+            )
+        return int8_weight_linear_unchecked(x, self.packed, self.scale, self.bias, self._kernel)
 
     def to_dense(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)

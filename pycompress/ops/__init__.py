@@ -8,6 +8,7 @@ from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
 from .int8_sparse24_conv2d import int8_sparse24_conv2d, int8_sparse24_conv2d_reference
 from .int8_sparse24_linear import int8_sparse24_linear, int8_sparse24_linear_reference
+from .int8_weight_linear import int8_weight_linear, int8_weight_linear_reference
 from .kd_loss import kd_loss
 from .kd_loss_reference import kd_loss_reference
 from .linear_kd_loss import linear_kd_loss
@@ -32,6 +33,8 @@ __all__ = [
     "int8_sparse24_conv2d_reference",
     "int8_sparse24_linear",
     "int8_sparse24_linear_reference",
+    "int8_weight_linear",
+    "int8_weight_linear_reference",
     "kd_loss",
     "kd_loss_reference",
     "linear_kd_loss",

@@ -163,7 +163,8 @@ class Int8Static(_Int8Config):
 
 @dataclass(frozen=True)
 class Int8WeightOnly(_Int8Config):
-    """int8 weights, float activations and arithmetic: a quarter of the memory, nearly no error, no speed-up promised.
+    """int8 weights, float activations: a quarter of the memory, nearly no error. Linear layers with few rows of input (decoding one token
+    at a time) run at the speed at which their bytes arrive; convolutions are not faster.
 
     >>> model = pycompress.quantize(model, Int8WeightOnly())
     """

@@ -37,7 +37,7 @@ def test_equals_the_float_layer_with_dequantized_weights(pair):
     quantized = convert(layer)
     q, scale = quantize_weight(layer.weight)
     assert torch.equal(quantized.int_weight, q) and torch.equal(quantized.scale, scale)
-    assert torch.equal(quantized(x), quantized.to_dense()(x))
+    torch.testing.assert_close(quantized(x), quantized.to_dense()(x), rtol=1e-5, atol=1e-6)
     assert quantized.to_dense().weight.dtype == torch.float32
     assert (quantized(x) - layer(x)).norm() < 0.02 * layer(x).norm() + 1e-6
 
@@ -48,7 +48,7 @@ def test_gradient_of_the_input(pair):
     x.requires_grad_()
     gradient = torch.autograd.grad(quantized(x).square().sum(), x)[0]
     expected = torch.autograd.grad(quantized.to_dense()(x).square().sum(), x)[0]
-    assert torch.equal(gradient, expected)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_config_copy_and_pickle(pair):
@@ -62,7 +62,9 @@ def test_config_copy_and_pickle(pair):
     assert quantized.num_params() == sum(p.numel() for p in layer.parameters())
     assert quantized.num_bytes() == layer.weight.numel() + 4 * layer.weight.shape[0] * (1 + (layer.bias is not None))
     assert quantized.weight_shape == tuple(layer.weight.shape)
-    assert "int8 weight-only" in repr(quantized) and quantized.kernel == "reference" and "float" in quantized.fallback_reason
+    assert "int8 weight-only" in repr(quantized)
+    if isinstance(layer, nn.Conv2d):  # which kernel a linear layer has: tests/ops/test_int8_weight_linear.py
+        assert quantized.kernel == "reference" and "float" in quantized.fallback_reason
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
