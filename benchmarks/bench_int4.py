@@ -1,4 +1,4 @@
-"""int4 linear, float in and out: weight-only at small M, int8 x int4 at large M, against torch fp32 and our own int8.
+"""int4 and int8 weights, float in and out: weight-only at small M, int8 x int4 at large M, against torch fp32 and our own int8.
 
     python benchmarks/bench_int4.py [--threads 2] [--rivals pycompress] [--cases cold] [--write]
 
@@ -96,12 +96,12 @@ def torch_int4(case):
     return in_turn([lambda p=p: torch._weight_int4pack_mm_for_cpu(x, p[0], 128, p[1]) + p[2] for p in packs])
 
 
-def ours(kernel: str | None = None, **options):
+def ours(kernel: str | None = None, layer_type: str = "Int8Linear", **options):
     def build(case):
-        from pycompress.nn import Int4Linear, Int8Linear
+        from pycompress import nn as compressed
 
         x, layers = inputs(case)
-        kind = Int4Linear if "group_size" in options else Int8Linear
+        kind = compressed.Int4Linear if "group_size" in options else getattr(compressed, layer_type)
         quantized = [kind.from_float(layer, **options) for layer in layers]
         if kernel and quantized[0].kernel != kernel:
             raise RuntimeError(f"kernel {quantized[0].kernel} runs instead of {kernel}")
@@ -117,12 +117,14 @@ RIVALS = {
     "torch bf16": Rival(torch_bf16),
     "torch int4 g128 (bf16)": Rival(torch_int4),
     "pycompress int8": Rival(ours()),
+    "pycompress int8 weight-only": Rival(ours(layer_type="Int8WeightOnlyLinear")),
     "pycompress int4 g128": Rival(ours(group_size=128)),
     "pycompress int4 g32": Rival(ours(group_size=32)),
     "pycompress int4 g128 asymmetric": Rival(ours(group_size=128, symmetric=False)),
     "pycompress int8 x int4 g128": Rival(ours(group_size=128, **W4A8)),
     "pycompress int8 x int4 g32": Rival(ours(group_size=32, **W4A8)),
     "pycompress int8 avx2": Rival(ours("avx2"), env=AVX2),
+    "pycompress int8 weight-only avx2": Rival(ours("avx2", "Int8WeightOnlyLinear"), env=AVX2),
     "pycompress int4 g128 avx2": Rival(ours("avx2", group_size=128), env=AVX2),
     "pycompress int4 g32 avx2": Rival(ours("avx2", group_size=32), env=AVX2),
     "pycompress int8 x int4 g128 avx2": Rival(ours("avx2", group_size=128, **W4A8), env=AVX2),

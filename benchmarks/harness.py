@@ -85,12 +85,15 @@ def run(
         for index, case in enumerate(cases):
             if _matches(case["name"], args.cases):
                 peaks = {name: _peak(name, rivals[name].env, args.threads, index) for name in workers} if memory else {}
-                rows += _case(case, index, workers, baseline, work(case), peaks, args)
+                new = _case(case, index, workers, baseline, work(case), peaks, args)
+                rows += new
+                if args.write:  # at once, so that an interrupted run keeps what it has measured
+                    _write(HERE / "results" / f"{op}.csv", new)
     finally:
         for worker in workers.values():
             worker.close()
     if args.write:
-        _write(HERE / "results" / f"{op}.csv", rows)
+        print(f"\n{len(rows)} rows in results/{op}.csv")
 
 
 def _matches(name: str, parts: str) -> bool:
@@ -180,7 +183,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows([*old, *rows])
     os.replace(temporary, path)
-    print(f"\n{len(rows)} rows in {path.relative_to(HERE.parent)}")
 
 
 class _Worker:
