@@ -67,7 +67,7 @@ struct GemmConfig {
   Gemm run;
 };
 
-// pycompress/ops/cuda/int8_plan.py chooses by name and has the same sizes.
+// pycompress/ops/cuda/int8_linear.py chooses by name and has the same sizes.
 inline constexpr GemmConfig kGemmConfigs[] = {
     {"128x256", 128, 256, gemm_cuda_128x256},   {"128x128", 128, 128, gemm_cuda_128x128},   {"64x128", 64, 128, gemm_cuda_64x128},
     {"64x64", 64, 64, gemm_cuda_64x64},         {"few_16x16", 16, 16, gemm_cuda_few_16x16}, {"few_16x8", 16, 8, gemm_cuda_few_16x8},

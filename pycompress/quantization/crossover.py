@@ -21,13 +21,15 @@ ROWS = (1, 128)
 IMAGE = 28
 """Height and width (or length) of the image for convolutions, likewise."""
 
-TABLE: dict[str, dict[str, float]] = {
-    # Weights from which int8 was the faster one at both 1 and 128 rows (linear), on an image of 28 x 28 (convolution, depthwise), one
-    # thread of a Zen 4: python benchmarks/crossover.py. Never: infinity.
-    "avx512_vnni": {"linear": 4096, "convolution": 1024, "depthwise": 288},
-    "avx2": {"linear": 4096, "convolution": 1024, "depthwise": 288},
-    "scalar": {"linear": math.inf, "convolution": math.inf, "depthwise": math.inf},
-    "reference": {"linear": math.inf, "convolution": math.inf, "depthwise": math.inf},
+NEVER = (math.inf, math.inf)
+TABLE: dict[str, dict[str, tuple[float, float]]] = {
+    # Least and most weights between which int8 was the faster one at both 1 and 128 rows (linear), on an image of 28 x 28 (convolution,
+    # depthwise; with more channels in a depthwise one, quantizing its input costs more than its few products save), dynamic, one thread
+    # of a Zen 4: python benchmarks/crossover.py.
+    "avx512_vnni": {"linear": (65536, math.inf), "convolution": (576, math.inf), "depthwise": (0, 576)},
+    "avx2": {"linear": (131072, math.inf), "convolution": (576, math.inf), "depthwise": (0, 576)},
+    "scalar": {"linear": NEVER, "convolution": NEVER, "depthwise": NEVER},
+    "reference": {"linear": NEVER, "convolution": NEVER, "depthwise": NEVER},
 }
 
 _measured: dict[tuple[Any, ...], float] = {}
@@ -44,10 +46,13 @@ def slower(layer: Layer, converted: CompressedModule, shapes: Sequence[tuple[int
         return None
     if how == "table":
         kind = kind_of(layer)
-        least = TABLE.get(converted.kernel, {}).get(kind, 0)
-        if layer.weight.numel() >= least:
+        least, most = TABLE.get(converted.kernel, {}).get(kind, (0, math.inf))
+        weights = layer.weight.numel()
+        if least <= weights <= most:
             return None
-        what = "any size" if least == math.inf else f"fewer than {int(least)} weights"
+        what = (
+            "any size" if least == math.inf else f"fewer than {int(least)} weights" if weights < least else f"more than {int(most)} weights"
+        )
         return f"left as it is: by the table, float is faster than int8 for {kind} layers of {what} with the {converted.kernel} kernel"
     shapes = tuple(shapes) or default_shapes(layer)
     key = (type(layer).__name__, layer.extra_repr(), str(layer.weight.dtype), converted.format, converted.kernel, shapes)

@@ -57,16 +57,18 @@ def test_without_example_inputs_one_row_and_many(measured):
 
 def test_table(monkeypatch):
     kernel = pc.quantize(net(), pc.Int8Dynamic())[0].kernel
-    monkeypatch.setitem(crossover.TABLE, kernel, {"linear": 1024, "convolution": 0, "depthwise": float("inf")})
+    monkeypatch.setitem(crossover.TABLE, kernel, {"linear": (1024, 2000), "convolution": (0, 99), "depthwise": crossover.NEVER})
     small = pc.quantize(net(), pc.Int8Dynamic(), crossover="table")
     assert kinds(small) == ["Linear", "Int8Linear", "Linear"]
     reason = f"float is faster than int8 for linear layers of fewer than 1024 weights with the {kernel} kernel"
     assert get_note(small[0]) == f"left as it is: by the table, {reason}"
-    convolutions = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1))
+    convolutions = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(2, 8, 1))
     kernel = pc.quantize(convolutions, pc.Int8Dynamic())[0].kernel
-    monkeypatch.setitem(crossover.TABLE, kernel, {"linear": 1024, "convolution": 0, "depthwise": float("inf")})
+    monkeypatch.setitem(crossover.TABLE, kernel, {"linear": (1024, 2000), "convolution": (0, 99), "depthwise": crossover.NEVER})
     small = pc.quantize(convolutions, pc.Int8Dynamic(), crossover="table")
     assert kinds(small) == ["Int8Conv2d", "Conv2d", "Int8Conv2d"] and "of any size" in get_note(small[1])
+    wide = pc.quantize(nn.Sequential(nn.Conv2d(4, 30, 1)), pc.Int8Dynamic(), crossover="table")
+    assert "convolution layers of more than 99 weights" in get_note(wide[0])
     monkeypatch.delitem(crossover.TABLE, kernel)
     assert kinds(pc.quantize(convolutions, pc.Int8Dynamic(), crossover="table")) == ["Int8Conv2d"] * 3
 
