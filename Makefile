@@ -6,6 +6,7 @@
 #   make test-scalar     the same without SIMD           make test-none   the same without the extension
 #   make test-packaging  sdist, wheels, pure install     make lint        ruff, mypy, clang-format
 #   make bench           against the rivals (ARGS="--threads 2 --write")                make clean
+#   make test-gpu        builds the CUDA kernels and runs their tests on a GPU           make bench-gpu
 #
 #   PYTHON=python3.12          another interpreter       ARGS="-k conv -x"   handed to pytest or the demo
 #   PYCOMPRESS_NATIVE=0        no C++ compiler needed: install as pure Python
@@ -25,7 +26,7 @@ INSTALLED := $(VENV)/.installed-native-$(PYCOMPRESS_NATIVE)
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: demo test test-scalar test-none test-packaging lint format bench clean
+.PHONY: test-gpu bench-gpu demo test test-scalar test-none test-packaging lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -60,12 +61,28 @@ format: $(INSTALLED)
 bench: $(INSTALLED) $(VENV)/.rivals
 	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script $(ARGS); done
 
+# On a machine with a GPU and nvcc 12 or newer, with the CUDA build of torch that pip finds there (no constraints).
+GPU_VENV := .venv-gpu
+GPU_RUN := $(GPU_VENV)/bin/python
+$(GPU_VENV)/.installed: $(NATIVE_SOURCES) $(shell find cmake -type f)
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_RUN) -m pip --disable-pip-version-check install --quiet scikit-build-core pybind11 'cmake>=3.23' ninja
+	PYCOMPRESS_CUDA=1 $(GPU_RUN) -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+test-gpu: $(GPU_VENV)/.installed
+	$(GPU_RUN) -m pytest -q -m gpu $(ARGS)
+
+bench-gpu: $(GPU_VENV)/.installed
+	set -e; for script in benchmarks/gpu/bench_*.py; do echo "== $$script"; $(GPU_RUN) $$script $(ARGS); done
+	$(GPU_RUN) benchmarks/gpu/bench_kd_loss.py --linear $(ARGS)
+
 $(VENV)/.rivals: $(INSTALLED)
 	$(PIP) onnx onnxruntime
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo_out
+	rm -rf $(VENV) $(GPU_VENV) build dist demo_out
 
 # The build tools live in the environment, so that a change in csrc recompiles only what changed.
 $(VENV)/.tools: constraints.txt

@@ -51,6 +51,7 @@ def facts() -> dict[str, Any]:
         "machine": {"system": f"{platform.system()} {platform.release()}", "arch": platform.machine(), "cpu": _cpu_name()},
         "native": native,
         "kernels": _kernels() if native["usable"] else {},
+        "cuda": _cuda() if native["usable"] else None,
         "threads": _threads(native["loaded"]),
         "environment": {name: os.environ[name] for name in _SWITCHES if name in os.environ},
         "packages": {"core": _versions(CORE), **{extra: _versions(names) for extra, names in EXTRAS.items()}},
@@ -96,6 +97,25 @@ def _kernels() -> dict[str, dict[str, Any]]:
 
     names = [name for name in ops.__all__ if f"{name}_reference" in ops.__all__]
     return {name: {"kernels": native.kernels(name), "fallback_reason": native.fallback_reason(name)} for name in names}
+
+
+CUDA_OPS = ("int8_matmul", "int8_linear", "int8_sparse24_linear", "sparse24_linear", "kd_loss", "linear_kd_loss")
+CUDA_STATE = "compiled and emulated, not yet run on a GPU"
+"""What the CUDA kernels have been through; docs/cuda.md says more."""
+
+
+def _cuda() -> dict[str, Any]:
+    """Whether the CUDA kernels are built, and what keeps them from running on each GPU."""
+    from .ops.cuda import extension
+
+    devices = {name: extension.unsupported(i) for i, name in enumerate(_gpus())}
+    return {
+        "loaded": extension.module is not None,
+        "reason": extension.missing_reason,
+        "ops": CUDA_OPS,
+        "state": CUDA_STATE,
+        "gpus": devices,
+    }
 
 
 def _threads(loaded: bool) -> dict[str, Any]:
@@ -167,6 +187,8 @@ def as_text(report: dict[str, Any]) -> str:
             ("native", f"NOT LOADED: {native['reason']}"),
             ("compilers here", ", ".join(f"{name} ({path})" for name, path in report["compilers"].items()) or "none found"),
         ]
+    if report["cuda"]:
+        rows.append(("CUDA kernels", _cuda_text(report["cuda"])))
     rows.append(("threads", f"{threads['torch']} in torch on {_count(threads['cores'], 'core')}; kernels run on {_pool(threads)}"))
     runtimes = threads["openmp_runtimes"]
     if runtimes is not None:
@@ -189,6 +211,13 @@ def as_text(report: dict[str, Any]) -> str:
         hint = f"   <- pip install 'pycompress[{extra}]'" if None in packages.values() and extra != "core" else ""
         lines.append(f"  {extra:<10}{found}{hint}")
     return "\n".join(lines)
+
+
+def _cuda_text(cuda: dict[str, Any]) -> str:
+    if not cuda["loaded"]:
+        return f"not loaded: {cuda['reason']}"
+    gpus = "; ".join(f"{name}: {'runs' if reason is None else reason}" for name, reason in cuda["gpus"].items()) or "no GPU here"
+    return f"{', '.join(cuda['ops'])} ({cuda['state']}); {gpus}"
 
 
 def _count(things: list[str] | int | None, noun: str) -> str:

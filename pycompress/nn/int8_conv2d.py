@@ -14,13 +14,13 @@ from ..ops.int8_conv2d import (
     Requantization,
     check_input,
     int8_conv2d_packed,
+    kernel_for,
     make_geometry,
     make_requantization,
     pack_weight,
     unpack_weight,
 )
 from ..ops.int8_linear import check_activation_quantization
-from ..ops.int8_matmul import kernel_for
 from .base import LAYERS
 from .packed import Int8ActivationModule
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import native
 from ..ops.affine import quantize_weight
+from ..ops.cuda import int8_linear as cuda_int8
 from ..ops.int8_linear import check_activation_quantization, check_input, int8_linear_packed
 from ..ops.int8_matmul import kernel_for, pack_weight, unpack_weight
 from .base import LAYERS
@@ -111,6 +112,8 @@ class Int8Linear(Int8ActivationModule):
     def fallback_reason(self) -> str | None:
         if self._kernel != native.REFERENCE:
             return None
+        if self.packed.device.type == "cuda":
+            return cuda_int8.unsupported(self.packed.device)
         return native.fallback_reason("int8_matmul") or f"no native kernel for {self.packed.device.type} tensors"
 
     @property

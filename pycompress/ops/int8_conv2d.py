@@ -12,7 +12,7 @@ from torch import Tensor
 from . import native
 from .affine import dequantize_affine, quantize_affine, symmetric_scale
 from .int8_linear import _ACTIVATE, check_activation_quantization, check_weight
-from .int8_matmul import kernel_for
+from .int8_matmul import kernel_for as matmul_kernel_for
 from .library import define, tracing
 
 Pair = tuple[int, int]
@@ -256,6 +256,11 @@ def make_requantization(
         raise ValueError(f"{where}: out_dtype and out_scale exclude each other, got {out_dtype} and {out_scale}")
     dtype = torch.int8 if out_scale is not None else out_dtype or (torch.float32 if x.dtype == torch.int8 else x.dtype)
     return Requantization(dtype, out_scale, out_zero_point, residual_scale, residual_zero_point)
+
+
+def kernel_for(x: Tensor, kernel: str | None, where: str = "int8_conv2d") -> str:
+    """The kernel for a tensor: those of ``int8_matmul``, but no convolution has a CUDA kernel."""
+    return native.REFERENCE if x.device.type == "cuda" and kernel is None else matmul_kernel_for(x, kernel, where)
 
 
 def pack_weight(weight: Tensor, geometry: list[int], kernel: str) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from . import native
 from .affine import asymmetric_qparams, quantize_affine, symmetric_scale
+from .cuda import int8_linear as cuda_int8
+from .cuda.extension import NAME as CUDA
 from .int8_matmul import MAX_K, int8_matmul_reference, kernel_for, pack_weight, unpack_weight
 from .library import define, tracing
 
@@ -197,6 +199,8 @@ def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activa
         return int8_linear_reference(
             x, packed, scale, bias, x_scale=x_scale, x_zero_point=x_zero_point, asymmetric=asymmetric, activation=activation
         )
+    if kernel == CUDA:
+        return cuda_int8.linear(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)
@@ -239,6 +243,8 @@ _op = define(
 def _fake_pack(weight, kernel):
     if kernel == native.REFERENCE:
         return torch.empty_like(weight, memory_format=torch.contiguous_format)
+    if kernel == CUDA:
+        return weight.new_empty(cuda_int8.packed_bytes(*weight.shape))
     return weight.new_empty(native.module.int8_matmul_packed_bytes(kernel, *weight.shape))
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .cuda import int8_linear as cuda_int8
+from .cuda.extension import NAME as CUDA
 from .library import define, tracing
 
 MAX_K = 131071
@@ -43,7 +45,12 @@ def int8_matmul(a: Tensor, b: Tensor, *, kernel: str | None = None) -> Tensor:
 
 
 def kernel_for(x: Tensor, kernel: str | None, where: str = "int8_matmul") -> str:
-    """The kernel for a tensor: native ones take CPU tensors only. ``where`` names the caller in errors."""
+    """The kernel for a tensor: "cuda" on a GPU that it runs on, the others on the CPU only. ``where`` names the caller in errors."""
+    if x.device.type == "cuda" and kernel in (None, CUDA):
+        reason = cuda_int8.unsupported(x.device)
+        if reason is None or kernel is None:
+            return CUDA if reason is None else native.REFERENCE
+        raise ValueError(f"{where}: kernel {kernel!r} cannot run {reason}")
     name = native.resolve("int8_matmul", kernel, where)
     if x.device.type == "cpu" or name == native.REFERENCE:
         return name
@@ -57,6 +64,8 @@ def pack_weight(weight: Tensor, kernel: str) -> Tensor:
     weight = weight.contiguous()
     if kernel == native.REFERENCE:
         return weight
+    if kernel == CUDA:
+        return cuda_int8.pack(weight)
     n, k = weight.shape
     packed = torch.empty(native.module.int8_matmul_packed_bytes(kernel, n, k), dtype=torch.int8, device="cpu")
     native.module.int8_matmul_pack(kernel, weight.data_ptr(), k, n, k, packed.data_ptr())
@@ -67,6 +76,8 @@ def unpack_weight(packed: Tensor, n: int, k: int, kernel: str) -> Tensor:
     """The canonical (N, K) weight out of ``pack_weight``'s result."""
     if kernel == native.REFERENCE:
         return packed
+    if kernel == CUDA:
+        return cuda_int8.unpack(packed, n, k).contiguous()
     weight = torch.empty(n, k, dtype=torch.int8, device="cpu")
     native.module.int8_matmul_unpack(kernel, packed.data_ptr(), n, k, weight.data_ptr())
     return weight
@@ -75,6 +86,8 @@ def unpack_weight(packed: Tensor, n: int, k: int, kernel: str) -> Tensor:
 def _run(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     if kernel == native.REFERENCE:
         return int8_matmul_reference(a, b)
+    if kernel == CUDA:
+        return cuda_int8.matmul(a, b)
     a = a if a.stride(-1) == 1 else a.contiguous()
     out = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32, device="cpu")
     packed = pack_weight(b, kernel)

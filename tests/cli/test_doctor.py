@@ -55,6 +55,20 @@ def test_text_names_the_first_kernel_and_the_reason_of_a_fallback() -> None:
         assert native.module.__file__ in text
 
 
+def test_cuda_kernels_are_listed_with_what_they_have_been_through(monkeypatch):
+    from pycompress.ops.cuda import extension
+
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "missing_reason", "no such module")
+    assert "CUDA kernels" in doctor.render() and "not loaded: no such module" in doctor.render()
+    monkeypatch.setattr(extension, "module", object())
+    monkeypatch.setattr(doctor, "_gpus", lambda: ["H9000"])
+    monkeypatch.setattr(extension, "unsupported", lambda index: None)
+    assert "int8_linear" in doctor.render() and "not yet run on a GPU); H9000: runs" in doctor.render()
+    monkeypatch.setattr(extension, "unsupported", lambda index: "compute capability 7.5")
+    assert "H9000: compute capability 7.5" in doctor.render()
+
+
 def test_extras_are_those_of_the_package_metadata() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
