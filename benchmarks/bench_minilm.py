@@ -99,6 +99,15 @@ def ours(**options):
     return change
 
 
+def sparse(network):
+    """Half of the weights of attention and feed-forward pruned by magnitude, without repair: the speed counts here, not the cosine (with
+    repair: examples/minilm_sparse24.py)."""
+    import pycompress as pc
+
+    sample = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+    return pc.quantize(pc.prune(network, sample, pattern="2:4", ignore=["pooler"]), pc.Int8Dynamic())
+
+
 def onnxruntime(quantized: bool, reduce_range: bool = False):
     def build(case):
         import onnxruntime as ort
@@ -144,7 +153,10 @@ RIVALS = {
     "ORT int8 8 bit": Rival(onnxruntime(True)),
     "ORT int8 7 bit": Rival(onnxruntime(True, reduce_range=True)),
     "pycompress": Rival(torch_model(ours())),
+    "pycompress asymmetric": Rival(torch_model(ours(symmetric=False))),
+    "pycompress 2:4": Rival(torch_model(sparse)),
     "pycompress avx2": Rival(torch_model(ours()), env={"PYCOMPRESS_ISA": "avx2"}),
+    "pycompress 2:4 avx2": Rival(torch_model(sparse), env={"PYCOMPRESS_ISA": "avx2"}),
 }
 
 if __name__ == "__main__":
