@@ -4,7 +4,7 @@
 
 The baseline "four products" is student logits, teacher logits, gradient of the hidden states and gradient of the head, each whole and
 into a buffer that is there: a loss that forms logits cannot do less. "peak MB" holds the two gradients, which every rival returns; two
-chunks of logits are at most 2 x 32 MiB. The error column is the head gradient's, against float64.
+chunks of logits are at most 2 x 128 MiB (at least 256 rows). The error column is the head gradient's, against float64.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def test_half_precision(kernel):
 @pytest.mark.parametrize("kernel", all_kernels("kd_loss"))
 def test_many_chunks_of_half_precision_lose_nothing(kernel, monkeypatch):
     """Summed in bfloat16, 400 chunks stop adding up; summed in float32 they are as good as one."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 7 * 2 * 6)  # the float32 sum takes blocks of 7 classes
+    monkeypatch.setattr(module, "SUM_BYTES", 7 * 2 * 6)  # the float32 sum takes blocks of 7 classes
     student, teacher, labels = problem(rows=400, dtype=torch.bfloat16)
     _, exact = double_reference(student, teacher, labels)
 
