@@ -7,6 +7,7 @@ from .criteria import CRITERIA, Criterion, Evidence
 from .mask import Mask
 from .masking import LAYER_FACTORIES
 from .patterns import PATTERNS, nm_mask, unstructured_mask
+from .permutation import GroupPermutation, PermutationSummary, permute_channels
 from .pruner import Pruner, PruningStep, prune
 from .rewind import rewind
 from .schedules import SCHEDULES
@@ -20,13 +21,16 @@ __all__ = [
     "SCHEDULES",
     "Criterion",
     "Evidence",
+    "GroupPermutation",
     "LayerSparsity",
     "Mask",
+    "PermutationSummary",
     "Pruner",
     "PruningStep",
     "PruningSummary",
     "Sensitivity",
     "nm_mask",
+    "permute_channels",
     "prune",
     "recalibrate_batchnorm",
     "rewind",

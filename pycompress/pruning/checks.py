@@ -99,8 +99,8 @@ def check_plain(where: str, layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer):
             raise ValueError(
-                f"{where}: pattern 'channel' needs plain weights, got parametrized ones in layer {name!r}; convert masks and fake "
-                "quantization first, or remove channels before them"
+                f"{where}: moving or removing channels (pattern 'channel') needs plain weights, got parametrized ones in layer {name!r}; "
+                "convert masks and fake quantization first, or do it before them"
             )
 
 

@@ -18,7 +18,8 @@ from .criteria import CRITERIA, SCORABLE, Criterion, Evidence
 from .inputs import call_of, check_runs, inputs_of, modes_kept
 from .mask import stored_weight
 from .masking import Masking
-from .patterns import parse_pattern
+from .patterns import NM, parse_pattern
+from .permutation import permute_channels
 from .schedules import SCHEDULES, Schedule
 from .statistics import Statistics
 from .summary import PruningSummary
@@ -61,6 +62,8 @@ class Pruner:
     - ``training``: of masks. ``"masked"``: a pruned weight gets no gradient and stays pruned. ``"sr-ste"`` (Zhou et al. 2021, arXiv
       2102.04010): gradients reach all weights, every ``frequency``-th ``step`` chooses the mask anew, also after ``steps`` events, so
       weights come back; ``sparse_decay`` (default 2e-4, 0: plain straight-through) pulls the pruned ones to zero.
+    - ``permute``: N:M only; channels are reordered first so that the pattern keeps more magnitude, see ``permute_channels``. What it
+      did is in ``permutation``. The order is part of the weights: a resumed run gets it from the model's state_dict.
     - ``seed``: of the ``random`` criterion.
 
     Nothing is changed if an argument is wrong. What is pruned stays pruned, except with ``training="sr-ste"``.
@@ -86,6 +89,7 @@ class Pruner:
         round_to: int | None = None,
         training: str = "masked",
         sparse_decay: float | None = None,
+        permute: bool = False,
         seed: int = 0,
     ) -> None:
         # Check everything, then touch the model.
@@ -102,6 +106,8 @@ class Pruner:
             if kind is not None:
                 raise ValueError(f"{_WHERE}: round_to must be left out with pattern {pattern!r}, it is for pattern 'channel'")
         decay = check_training(_WHERE, training, sparse_decay, pattern)
+        if not isinstance(permute, bool) or (permute and not isinstance(kind, NM)):
+            raise ValueError(f"{_WHERE}: permute must be True or False, and False but for N:M patterns, got {permute!r} with {pattern!r}")
         entries = check_ignore(_WHERE, model, ignore)
         supported = SCORABLE if kind is None else kind.types
         layers = select(model, supported, entries)
@@ -131,6 +137,7 @@ class Pruner:
             check_untied(_WHERE, model, layers)
             self._engine = Masking(layers, kind, ratios, scope, decay)
             self._statistics = Statistics(layers, self.criterion.needs)
+        self.permutation = permute_channels(model, example_inputs, pattern=pattern, ignore=entries) if permute else None
         self._engine.attach()
         self._statistics.attach()
         self.model = model
@@ -149,6 +156,7 @@ class Pruner:
             "round_to": round_to,
             "training": training,
             "sparse_decay": decay,
+            "permute": permute,
             "ratios": ratios,
         }
 
@@ -328,6 +336,7 @@ def prune(
     scope: str = "local",
     ignore: Ignore = (),
     round_to: int | None = None,
+    permute: bool = False,
     seed: int = 0,
     data: Iterable[Any] | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
@@ -349,6 +358,7 @@ def prune(
         scope=scope,
         ignore=ignore,
         round_to=round_to,
+        permute=permute,
         seed=seed,
     )
     try:

@@ -137,7 +137,7 @@ def test_channels_need_plain_weights():
     model = mlp(4, 8, 2)
     Pruner(model, torch.randn(2, 4), ratio=0.5)
     before = fingerprint(model)
-    with pytest.raises(ValueError, match="pattern 'channel' needs plain weights, got parametrized ones in layer '0'"):
+    with pytest.raises(ValueError, match=r"\(pattern 'channel'\) needs plain weights, got parametrized ones in layer '0'"):
         Pruner(model, torch.randn(2, 4), pattern="channel", ratio=0.5)
     assert_unchanged(model, before)
 
