@@ -14,7 +14,8 @@ void bind_int8_sparse24(py::module_& m) {
   const auto pick = [](const std::string& name) -> const Kernel& { return choose("int8_sparse24_linear", kernels(), name); };
 
   m.def("int8_sparse24_linear_kernels", [] { return usable_names(kernels()); });
-  m.def("int8_sparse24_packed_bytes", [=](const std::string& kernel, int64_t n, int64_t k) { return packed_bytes(pick(kernel), n, k); });
+  m.def("int8_sparse24_packed_bytes",
+        [=](const std::string& kernel, int64_t n, int64_t k, int kept) { return packed_bytes(pick(kernel), n, k, kept); });
   m.def("int8_sparse24_pack",
         [=](const std::string& kernel, uintptr_t values, uintptr_t indices, int64_t n, int64_t k, int kept, uintptr_t packed) {
           const Kernel& kr = pick(kernel);
@@ -28,11 +29,11 @@ void bind_int8_sparse24(py::module_& m) {
           unpack(kr, address<const void>(packed), n, k, kept, address<int8_t>(values), address<uint8_t>(indices));
         });
   m.def("int8_sparse24_linear",
-        [=](const std::string& kernel, int64_t M, int64_t N, int64_t K, uintptr_t x, int64_t ldx, int x_dtype, uintptr_t packed,
+        [=](const std::string& kernel, int64_t M, int64_t N, int64_t K, int kept, uintptr_t x, int64_t ldx, int x_dtype, uintptr_t packed,
             uintptr_t scale, uintptr_t bias, bool dynamic, float x_scale, int activation, uintptr_t out, int out_dtype) {
           const Kernel& kr = pick(kernel);
           py::gil_scoped_release nogil;
-          linear(kr, LinearArgs{M, N, K, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
+          linear(kr, LinearArgs{M, N, K, kept, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
                                 address<const float>(scale), address<const float>(bias), dynamic, x_scale,
                                 static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)});
         });

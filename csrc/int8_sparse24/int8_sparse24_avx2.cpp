@@ -4,9 +4,12 @@
 // vpmaddubsw takes |w| as the unsigned operand (<= 128, so -128 is fine) and +-q as the signed one (|q| <= 127): a pair sum is at
 // most 2 * 128 * 127 = 32512 and never saturates. A vector holds 8 outputs x 4 kept values = 8 k of 8 outputs.
 //
+// 1:4 needs 16 k for four values, so its windows are [q0..q15] and the sign comes by an exclusive or with s = -1 where w < 0: x ^ s is
+// -x - 1, the product is too small by |w|, which the offsets give back. Pair sums stay inside -32768..32512.
+//
 // Reading a panel (shift, mask, sign, absolute value) costs twice its use, so for many rows a panel is first expanded to
-// (|w|, control) pairs. Measured on Zen 4: 46 dense-equivalent MAC per cycle, bound by shuffles and products sharing pipes; Zen 3,
-// where they do not, reaches 56 (four rows, two vectors) on registers.
+// (|w|, control) pairs, 1:4 to (|w|, control, s). Measured on Zen 4: 46 dense-equivalent MAC per cycle, bound by shuffles and products
+// sharing pipes; Zen 3, where they do not, reaches 56 (four rows, two vectors) on registers.
 #include "core/target.h"
 #if PC_X86
 #include <immintrin.h>
@@ -20,6 +23,8 @@ namespace {
 
 // 8 x 8: 8 accumulators, |w|, control, ones, and 5 windows in flight: all 16 registers.
 constexpr int kMr = 8, kNr = 8;
+
+int32_t offset(int8_t value) { return value < 0 ? value : 0; }  // of 1:4
 
 PC_TARGET_BEGIN("avx2,fma,f16c")
 
@@ -48,50 +53,80 @@ float amax(const float* x, int64_t k) {
   return f;
 }
 
-PC_INLINE __m128i quantize8(__m256 x, __m256 inverse, __m256 lo, __m256 hi) {
-  // max/min return the second operand for NaN, so NaN ends as lo.
-  const __m256i q = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), lo), hi));
-  const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-  return _mm_packs_epi16(h, _mm_sub_epi16(_mm_setzero_si128(), h));
+PC_INLINE __m128i quantize8(const float* x, __m256 inverse) {
+  // max/min return the second operand for NaN, so NaN ends as -127.
+  const __m256 y = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(x), inverse), _mm256_set1_ps(-127.0f));
+  const __m256i q = _mm256_cvtps_epi32(_mm256_min_ps(y, _mm256_set1_ps(127.0f)));
+  return _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
 }
 
+template <int Kept>
+PC_INLINE void store_window(const float* x, __m256 inverse, uint8_t* dst) {
+  const __m128i low = quantize8(x, inverse), high = Kept == 1 ? quantize8(x + 8, inverse) : _mm_sub_epi16(_mm_setzero_si128(), low);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm_packs_epi16(low, high));
+}
+
+template <int Kept>
 void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t* dst, int64_t stride) {
-  const __m256 inv = _mm256_set1_ps(inverse), lo = _mm256_set1_ps(-127.0f), hi = _mm256_set1_ps(127.0f);
+  constexpr int kWindow = 16 / Kept;
+  const __m256 inv = _mm256_set1_ps(inverse);
   int64_t i = 0;
-  for (; i + 8 <= k; i += 8, dst += stride)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), quantize8(_mm256_loadu_ps(x + i), inv, lo, hi));
+  for (; i + kWindow <= k; i += kWindow, dst += stride) store_window<Kept>(x + i, inv, dst);
   if (i < k) {
-    float tail[8] = {};
+    float tail[kWindow] = {};
     std::memcpy(tail, x + i, static_cast<size_t>(k - i) * 4);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), quantize8(_mm256_loadu_ps(tail), inv, lo, hi));
-    i += 8, dst += stride;
+    store_window<Kept>(tail, inv, dst);
+    i += kWindow, dst += stride;
   }
-  for (; i < kp; i += 8, dst += stride) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm_setzero_si128());
+  for (; i < kp; i += kWindow, dst += stride) _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm_setzero_si128());
 }
 
-// Control of step s: (indices >> 2s) & 3, + base, + 8 where the value is negative.
-PC_INLINE __m256i control(__m256i indices, int shift, __m256i values) {
-  const __m256i base = _mm256_set1_epi32(0x04040000), three = _mm256_set1_epi8(3), eight = _mm256_set1_epi8(8);
-  const __m256i position = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(indices, shift), three), base);
-  return _mm256_or_si256(position, _mm256_and_si256(_mm256_srli_epi16(values, 4), eight));
-}
+// One step of a panel: 4 values of 8 outputs.
+template <int Kept>
+struct Step {
+  __m256i magnitude, control, flip;
+
+  // Control of step s: (indices >> 2s) & 3, + base, for 2:4 + 8 where the value is negative.
+  PC_INLINE Step(__m256i indices, int shift, __m256i values) {
+    const __m256i base = _mm256_set1_epi32(Kept == 1 ? 0x0c080400 : 0x04040000), three = _mm256_set1_epi8(3);
+    control = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(indices, shift), three), base);
+    magnitude = _mm256_abs_epi8(values);
+    if constexpr (Kept == 1)
+      flip = _mm256_cmpgt_epi8(_mm256_setzero_si256(), values);
+    else
+      control = _mm256_or_si256(control, _mm256_and_si256(_mm256_srli_epi16(values, 4), _mm256_set1_epi8(8)));
+  }
+  PC_INLINE explicit Step(const uint8_t* wide) : magnitude(load(wide)), control(load(wide + 32)) {
+    if constexpr (Kept == 1) flip = load(wide + 64);
+  }
+  PC_INLINE void store(uint8_t* wide) const {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide), magnitude);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + 32), control);
+    if constexpr (Kept == 1) _mm256_store_si256(reinterpret_cast<__m256i*>(wide + 64), flip);
+  }
+};
+template <int Kept>
+constexpr int kStepBytes = Kept == 1 ? 96 : 64;
 
 PC_INLINE __m256i window(const uint8_t* p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
 // One step of R rows. Four rows at a time and stage by stage: Zen 4 assigns pipes in program order, and the row by row order
 // sends products and shuffles to the same one (43.8 instead of 46.4 MAC per cycle).
-template <int R>
-PC_INLINE void products(__m256i (&c)[R], const uint8_t* a, __m256i w, __m256i ctrl, __m256i ones) {
+template <int Kept, int R>
+PC_INLINE void products(__m256i (&c)[R], const uint8_t* a, const Step<Kept>& step, __m256i ones) {
 #pragma GCC unroll 2
   for (int r0 = 0; r0 < R; r0 += 4) {
     constexpr int kGroup = 4;
     __m256i t[kGroup];
 #pragma GCC unroll 4
     for (int r = 0; r < kGroup; ++r)
-      if (r0 + r < R) t[r] = _mm256_shuffle_epi8(window(a + (r0 + r) * 16), ctrl);
+      if (r0 + r < R) t[r] = _mm256_shuffle_epi8(window(a + (r0 + r) * 16), step.control);
 #pragma GCC unroll 4
     for (int r = 0; r < kGroup; ++r)
-      if (r0 + r < R) t[r] = _mm256_maddubs_epi16(w, t[r]);
+      if (Kept == 1 && r0 + r < R) t[r] = _mm256_xor_si256(t[r], step.flip);
+#pragma GCC unroll 4
+    for (int r = 0; r < kGroup; ++r)
+      if (r0 + r < R) t[r] = _mm256_maddubs_epi16(step.magnitude, t[r]);
 #pragma GCC unroll 4
     for (int r = 0; r < kGroup; ++r)
       if (r0 + r < R) t[r] = _mm256_madd_epi16(t[r], ones);
@@ -101,7 +136,7 @@ PC_INLINE void products(__m256i (&c)[R], const uint8_t* a, __m256i w, __m256i ct
   }
 }
 
-template <int R>
+template <int Kept, int R>
 void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   __m256i c[R];
 #pragma GCC unroll 8
@@ -111,61 +146,59 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
     const __m256i indices = load(panel + 16 * kNr);
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s) {
-      const __m256i values = load(panel + 32 * s), ctrl = control(indices, 2 * s, values), w = _mm256_abs_epi8(values);
-      products<R>(c, a + s * kMr * 16, w, ctrl, ones);
+      const Step<Kept> step(indices, 2 * s, load(panel + 32 * s));
+      products<Kept, R>(c, a + s * kMr * 16, step, ones);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kNr), c[r]);
 }
 
+template <int Kept>
 void expand(const uint8_t* panel, int64_t blocks, void* wide) {
   uint8_t* d = static_cast<uint8_t*>(wide);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr)) {
     const __m256i indices = load(panel + 16 * kNr);
 #pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s, d += 64) {
-      const __m256i values = load(panel + 32 * s);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(d), _mm256_abs_epi8(values));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(d + 32), control(indices, 2 * s, values));
-    }
+    for (int s = 0; s < 4; ++s, d += kStepBytes<Kept>) Step<Kept>(indices, 2 * s, load(panel + 32 * s)).store(d);
   }
 }
 
-template <int R>
+template <int Kept, int R>
 void wide_rows(const uint8_t* a, const uint8_t* wide, int64_t steps, int32_t* acc, bool add) {
   __m256i c[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r] = add ? load(acc + r * kNr) : _mm256_setzero_si256();
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < steps; ++i, wide += 64, a += kMr * 16) {
-    const __m256i w = load(wide), ctrl = load(wide + 32);
-    products<R>(c, a, w, ctrl, ones);
-  }
+  for (int64_t i = 0; i < steps; ++i, wide += kStepBytes<Kept>, a += kMr * 16) products<Kept, R>(c, a, Step<Kept>(wide), ones);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kNr), c[r]);
 }
 
+template <int Kept>
 void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
-  static constexpr Fn table[kMr] = {tile_rows<1>, tile_rows<2>, tile_rows<3>, tile_rows<4>,
-                                    tile_rows<5>, tile_rows<6>, tile_rows<7>, tile_rows<8>};
+  static constexpr Fn table[kMr] = {tile_rows<Kept, 1>, tile_rows<Kept, 2>, tile_rows<Kept, 3>, tile_rows<Kept, 4>,
+                                    tile_rows<Kept, 5>, tile_rows<Kept, 6>, tile_rows<Kept, 7>, tile_rows<Kept, 8>};
   table[rows - 1](a, panel, blocks, acc);
 }
 
+template <int Kept>
 void tile_wide(const uint8_t* a, int rows, const void* wide, int64_t blocks, int32_t* acc, bool add) {
   using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*, bool);
-  static constexpr Fn table[kMr] = {wide_rows<1>, wide_rows<2>, wide_rows<3>, wide_rows<4>,
-                                    wide_rows<5>, wide_rows<6>, wide_rows<7>, wide_rows<8>};
+  static constexpr Fn table[kMr] = {wide_rows<Kept, 1>, wide_rows<Kept, 2>, wide_rows<Kept, 3>, wide_rows<Kept, 4>,
+                                    wide_rows<Kept, 5>, wide_rows<Kept, 6>, wide_rows<Kept, 7>, wide_rows<Kept, 8>};
   table[rows - 1](a, static_cast<const uint8_t*>(wide), 4 * blocks, acc, add);
 }
 
 template <bool Plain>  // a full panel without activation: the stores need no mask
 PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
   const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(cols), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i offsets = e.offsets ? load(e.offsets) : _mm256_setzero_si256();
   const __m256 sb = _mm256_maskload_ps(e.col_scale, mask), bias = e.bias ? _mm256_maskload_ps(e.bias, mask) : _mm256_setzero_ps();
   for (int r = 0; r < rows; ++r, acc += kNr, out += ldo) {
-    const __m256 y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(load(acc)), _mm256_mul_ps(_mm256_set1_ps(e.row_scale[r]), sb), bias);
+    const __m256 y =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(load(acc), offsets)), _mm256_mul_ps(_mm256_set1_ps(e.row_scale[r]), sb), bias);
     Plain ? _mm256_storeu_ps(out, y) : _mm256_maskstore_ps(out, mask, activate_avx2(y, e.activation));
   }
 }
@@ -191,8 +224,16 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {"avx2", Isa::avx2,  kMr,          kNr,  8,      16,        false, amax,
-                      widen,  narrow_row, quantize_row, tile, expand, tile_wide, 256,   store_f32};
+const Kernel kAvx2 = {"avx2",
+                      Isa::avx2,
+                      kMr,
+                      kNr,
+                      amax,
+                      widen,
+                      narrow_row,
+                      store_f32,
+                      {8, 16, nullptr, quantize_row<2>, tile<2>, expand<2>, tile_wide<2>, 256},
+                      {16, 16, offset, quantize_row<1>, tile<1>, expand<1>, tile_wide<1>, 384}};
 
 }  // namespace pycompress::int8_sparse24
 #endif

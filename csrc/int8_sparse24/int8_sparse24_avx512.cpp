@@ -1,8 +1,8 @@
 // AVX-512 VNNI: a byte permutation picks the activations (u8, q + 128) that meet 64 kept weights, one vpdpbusd multiplies and adds.
 //
-// A vector holds 16 outputs x 4 kept values, one step of 8 k. Two records that differ in the permutation:
+// A vector holds 16 outputs x 4 kept values, one step of 8 k (2:4) or 16 k (1:4). Two records that differ in the permutation:
 // - avx512_vbmi: vpermb out of a window of 64 k, a plain 64-byte load per row. On Zen 4 permutation and product take 1.33 cycles
-//   together (two pipes each, one of them shared): 96 dense-equivalent MAC per cycle; the dense kernel's bound is 64.
+//   together (two pipes each, one of them shared): 96 dense-equivalent MAC per cycle, 192 for 1:4; the dense kernel's bound is 64.
 // - avx512_vnni: vpshufb out of a window of 16 k, broadcast to the four lanes. On Zen 4 the broadcast costs a shuffle (68 MAC per
 //   cycle), on Intel it is a plain load; there it serves Cascade Lake and Cooper Lake.
 // The offset of 128 leaves 128 * (sum of values) in every sum; the epilogue takes it away. vpdpbusd wraps and never saturates.
@@ -20,6 +20,8 @@ namespace {
 // 16 x 16: 16 accumulators, 2 controls, 2 vectors of values, windows and up to 9 constants: 32 registers. Tall rather than wide,
 // because expanding the indices (3 instructions per 64 values) then costs 1/16 of a row.
 constexpr int kMr = 16, kNr = 16;
+
+int32_t offset(int8_t value) { return 128 * value; }  // operands are q + 128
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")
 
@@ -51,8 +53,11 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t*
   }
 }
 
-// Position of the four values of step s inside a window: group s of eight k, four positions per value pair.
-PC_INLINE __m512i base(int step) { return _mm512_set1_epi32(0x04040000 + 0x08080808 * step); }
+// First position of the groups of the four values of step s inside a window.
+template <int Kept>
+PC_INLINE __m512i base(int step) {
+  return _mm512_set1_epi32(Kept == 1 ? 0x0c080400 + 0x10101010 * step : 0x04040000 + 0x08080808 * step);
+}
 
 template <bool Vbmi>
 PC_INLINE __m512i select(__m512i x, __m512i control) {
@@ -60,30 +65,37 @@ PC_INLINE __m512i select(__m512i x, __m512i control) {
   return _mm512_shuffle_epi8(x, control);
 }
 
-// One block of 32 k: `first_step` is its first step inside the window.
-template <bool Vbmi, int R, int C>
+template <bool Vbmi>
+PC_INLINE __m512i load_window(const uint8_t* p) {
+  if constexpr (Vbmi) return _mm512_loadu_si512(p);
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// One block: `first_step` is its first step inside the window.
+template <bool Vbmi, int Kept, int R, int C>
 PC_INLINE void block(__m512i (&c)[R][C], const uint8_t* a, const uint8_t* panel, int first_step) {
   constexpr int kWindowBytes = Vbmi ? 64 : 16;
   const __m512i three = _mm512_set1_epi8(3), indices = _mm512_loadu_si512(panel + 16 * kNr);
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
-    const int step = Vbmi ? first_step + 2 * h : 0;
-    const uint8_t* window = Vbmi ? a : a + h * kMr * 16;
+    // Without VBMI two steps of 2:4 share a window of 16 k, and a step of 1:4 has one of its own.
+    const int step = Vbmi ? first_step + 2 * h : 0, second = !Vbmi && Kept == 1 ? step : step + 1;
+    const uint8_t* window = Vbmi ? a : a + h * (2 / Kept) * kMr * 16;
     // (indices >> shift) & 3 | base
-    const __m512i ctrl0 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 4 * h), three, base(step), 0xea);
-    const __m512i ctrl1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 4 * h + 2), three, base(step + 1), 0xea);
+    const __m512i ctrl0 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 4 * h), three, base<Kept>(step), 0xea);
+    const __m512i ctrl1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 4 * h + 2), three, base<Kept>(second), 0xea);
     const __m512i v0 = _mm512_loadu_si512(panel + 128 * h), v1 = _mm512_loadu_si512(panel + 128 * h + 64);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = window + r * kWindowBytes;
-      const __m512i x = Vbmi ? _mm512_loadu_si512(p) : _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      c[r][2 * h % C] = _mm512_dpbusd_epi32(c[r][2 * h % C], select<Vbmi>(x, ctrl0), v0);
-      c[r][(2 * h + 1) % C] = _mm512_dpbusd_epi32(c[r][(2 * h + 1) % C], select<Vbmi>(x, ctrl1), v1);
+      const __m512i x0 = load_window<Vbmi>(p), x1 = !Vbmi && Kept == 1 ? load_window<Vbmi>(p + kMr * 16) : x0;
+      c[r][2 * h % C] = _mm512_dpbusd_epi32(c[r][2 * h % C], select<Vbmi>(x0, ctrl0), v0);
+      c[r][(2 * h + 1) % C] = _mm512_dpbusd_epi32(c[r][(2 * h + 1) % C], select<Vbmi>(x1, ctrl1), v1);
     }
   }
 }
 
-template <bool Vbmi, int R>
+template <bool Vbmi, int Kept, int R>
 void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   constexpr int C = R <= 2 ? 4 : R <= 4 ? 2 : 1;  // chains per row: few rows would wait for vpdpbusd's latency
   __m512i c[R][C];
@@ -92,14 +104,14 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm512_setzero_si512();
   int64_t b = 0;
-  if constexpr (Vbmi) {
+  if constexpr (Vbmi && Kept == 2) {  // two blocks share a window
     for (; b + 2 <= blocks; b += 2, panel += 2 * block_bytes(kNr), a += kMr * 64) {
-      block<Vbmi, R, C>(c, a, panel, 0);
-      block<Vbmi, R, C>(c, a, panel + block_bytes(kNr), 4);
+      block<Vbmi, Kept, R, C>(c, a, panel, 0);
+      block<Vbmi, Kept, R, C>(c, a, panel + block_bytes(kNr), 4);
     }
-    if (b < blocks) block<Vbmi, R, C>(c, a, panel, 0);
+    if (b < blocks) block<Vbmi, Kept, R, C>(c, a, panel, 0);
   } else {
-    for (; b < blocks; ++b, panel += block_bytes(kNr), a += 2 * kMr * 16) block<Vbmi, R, C>(c, a, panel, 0);
+    for (; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) block<Vbmi, Kept, R, C>(c, a, panel, 0);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -109,13 +121,14 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
   }
 }
 
-template <bool Vbmi>
+template <bool Vbmi, int Kept>
 void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
-  static constexpr Fn table[kMr] = {tile_rows<Vbmi, 1>,  tile_rows<Vbmi, 2>,  tile_rows<Vbmi, 3>,  tile_rows<Vbmi, 4>,
-                                    tile_rows<Vbmi, 5>,  tile_rows<Vbmi, 6>,  tile_rows<Vbmi, 7>,  tile_rows<Vbmi, 8>,
-                                    tile_rows<Vbmi, 9>,  tile_rows<Vbmi, 10>, tile_rows<Vbmi, 11>, tile_rows<Vbmi, 12>,
-                                    tile_rows<Vbmi, 13>, tile_rows<Vbmi, 14>, tile_rows<Vbmi, 15>, tile_rows<Vbmi, 16>};
+  static constexpr Fn table[kMr] = {
+      tile_rows<Vbmi, Kept, 1>,  tile_rows<Vbmi, Kept, 2>,  tile_rows<Vbmi, Kept, 3>,  tile_rows<Vbmi, Kept, 4>,
+      tile_rows<Vbmi, Kept, 5>,  tile_rows<Vbmi, Kept, 6>,  tile_rows<Vbmi, Kept, 7>,  tile_rows<Vbmi, Kept, 8>,
+      tile_rows<Vbmi, Kept, 9>,  tile_rows<Vbmi, Kept, 10>, tile_rows<Vbmi, Kept, 11>, tile_rows<Vbmi, Kept, 12>,
+      tile_rows<Vbmi, Kept, 13>, tile_rows<Vbmi, Kept, 14>, tile_rows<Vbmi, Kept, 15>, tile_rows<Vbmi, Kept, 16>};
   table[rows - 1](a, panel, blocks, acc);
 }
 
@@ -152,10 +165,26 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx512Vbmi, kAvx512Vnni;
-const Kernel kAvx512Vbmi = {"avx512_vbmi", Isa::avx512_vbmi, kMr,        kNr,     64,      64, true,     amax, widen,
-                            narrow_row,    quantize_row<64>, tile<true>, nullptr, nullptr, 0,  store_f32};
-const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,         kNr,     16,      16, true,     amax, widen,
-                            narrow_row,    quantize_row<16>, tile<false>, nullptr, nullptr, 0,  store_f32};
+const Kernel kAvx512Vbmi = {"avx512_vbmi",
+                            Isa::avx512_vbmi,
+                            kMr,
+                            kNr,
+                            amax,
+                            widen,
+                            narrow_row,
+                            store_f32,
+                            {64, 64, offset, quantize_row<64>, tile<true, 2>, nullptr, nullptr, 0},
+                            {64, 64, offset, quantize_row<64>, tile<true, 1>, nullptr, nullptr, 0}};
+const Kernel kAvx512Vnni = {"avx512_vnni",
+                            Isa::avx512_vnni,
+                            kMr,
+                            kNr,
+                            amax,
+                            widen,
+                            narrow_row,
+                            store_f32,
+                            {16, 16, offset, quantize_row<16>, tile<false, 2>, nullptr, nullptr, 0},
+                            {16, 16, offset, quantize_row<16>, tile<false, 1>, nullptr, nullptr, 0}};
 
 }  // namespace pycompress::int8_sparse24
 #endif

@@ -32,15 +32,16 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t*
   }
 }
 
+template <int Kept>
 void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   for (int i = 0; i < rows * kNr; ++i) acc[i] = 0;
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += 2 * kMr * 16) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) {
     const int8_t* values = reinterpret_cast<const int8_t*>(panel);
     const uint8_t* indices = panel + 16 * kNr;
     for (int step = 0; step < 4; ++step)
       for (int c = 0; c < kNr; ++c)
         for (int i = 0; i < 4; ++i) {
-          const int k = step * 8 + i / 2 * 4 + (indices[c * 4 + i] >> (2 * step) & 3);  // inside the block
+          const int k = (step * 4 + i) / Kept * 4 + (indices[c * 4 + i] >> (2 * step) & 3);  // inside the block
           const int value = values[(step * kNr + c) * 4 + i];
           for (int r = 0; r < rows; ++r) acc[r * kNr + c] += value * static_cast<int8_t>(a[(k / 16 * kMr + r) * 16 + k % 16]);
         }
@@ -58,7 +59,15 @@ void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float*
 }  // namespace
 
 extern const Kernel kScalar;
-const Kernel kScalar = {"scalar",  Isa::scalar, kMr,          kNr,  16,      16,      false, amax,
-                        widen_row, narrow_row,  quantize_row, tile, nullptr, nullptr, 0,     store_f32};
+const Kernel kScalar = {"scalar",
+                        Isa::scalar,
+                        kMr,
+                        kNr,
+                        amax,
+                        widen_row,
+                        narrow_row,
+                        store_f32,
+                        {16, 16, nullptr, quantize_row, tile<2>, nullptr, nullptr, 0},
+                        {16, 16, nullptr, quantize_row, tile<1>, nullptr, nullptr, 0}};
 
 }  // namespace pycompress::int8_sparse24

@@ -33,9 +33,17 @@ constexpr int64_t kOutputBlock = 128;
 constexpr int64_t kDepthFloats = 4096;
 
 struct Shape {
-  int64_t blocks, padded, panel_bytes, panels;
-  Shape(const Kernel& kr, int64_t n, int64_t k)
-      : blocks(ceil_div(k, kBlock)), padded(blocks * kBlock), panel_bytes(blocks * block_bytes(kr.nr)), panels(ceil_div(n, kr.nr)) {}
+  int kept;  // as packed: 2 also for 1:4 where the kernel has no path for that
+  const Path& path;
+  int64_t depth, blocks, padded, panel_bytes, panels;
+  Shape(const Kernel& kr, int64_t n, int64_t k, int wanted)
+      : kept(wanted == 1 && kr.one.rows ? 1 : 2),
+        path(kept == 1 ? kr.one : kr.two),
+        depth(block_depth(kept)),
+        blocks(ceil_div(k, depth)),
+        padded(blocks * depth),
+        panel_bytes(blocks * block_bytes(kr.nr)),
+        panels(ceil_div(n, kr.nr)) {}
 };
 
 // Rows [m, m + rows) of x as float, contiguous or in place. The result is valid until the next call of this thread.
@@ -77,12 +85,12 @@ void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0,
   static thread_local Scratch scratch;
   float* a = scratch.get<float>(static_cast<size_t>(tiles * tile_floats));
   for (int64_t m = m0; m < m1; ++m) {
-    float* dst = a + (m - m0) / height * tile_floats + (m - m0) % height * kBlock;
+    float* dst = a + (m - m0) / height * tile_floats + (m - m0) % height * s.depth;
     const Source x(kr, p, m, 1);
-    for (int64_t k = 0; k < p.k; k += kBlock, dst += kr.mr * kBlock) {
-      const int64_t count = std::min<int64_t>(kBlock, p.k - k);
+    for (int64_t k = 0; k < p.k; k += s.depth, dst += kr.mr * s.depth) {
+      const int64_t count = std::min(s.depth, p.k - k);
       std::memcpy(dst, x.data + k, static_cast<size_t>(count) * 4);
-      std::memset(dst + count, 0, static_cast<size_t>(kBlock - count) * 4);
+      std::memset(dst + count, 0, static_cast<size_t>(s.depth - count) * 4);
     }
   }
   const auto panels = [&](int64_t begin, int64_t end) {
@@ -90,7 +98,8 @@ void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0,
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t m = m0; m < m1; m += height) {
         const int count = static_cast<int>(std::min(height, m1 - m));
-        kr.rows(a + (m - m0) / height * tile_floats, count, static_cast<const uint8_t*>(p.packed) + panel * s.panel_bytes, s.blocks, acc);
+        s.path.rows(a + (m - m0) / height * tile_floats, count, static_cast<const uint8_t*>(p.packed) + panel * s.panel_bytes, s.blocks,
+                    acc);
         store_tile(kr, p, acc, count, m, panel);
       }
   };
@@ -124,7 +133,7 @@ void prefetch(const void* p, int64_t bytes) {
 
 // Sums c[o][m] of outputs [j0, j1) for one tile; the block of xt that is being read stays in L1.
 void sum_columns(const Kernel& kr, const Shape& s, const uint8_t* packed, const float* xt, int cols, int64_t j0, int64_t j1, float* c) {
-  const int64_t step = std::max<int64_t>(1, kDepthFloats / (kBlock * cols));
+  const int64_t step = std::max<int64_t>(1, kDepthFloats / (s.depth * cols));
   for (int64_t b = 0; b < s.blocks; b += step) {
     const int64_t count = std::min(step, s.blocks - b);
     for (int64_t j = j0; j < j1; j += kr.nr) {
@@ -133,8 +142,8 @@ void sum_columns(const Kernel& kr, const Shape& s, const uint8_t* packed, const 
         prefetch(panel + s.panel_bytes, count * block_bytes(kr.nr));
         prefetch(c + (j - j0 + kr.nr) * cols, kr.nr * cols * 4);
       }
-      kr.columns(xt + b * kBlock * cols, cols, panel, count, static_cast<int>(std::min<int64_t>(kr.nr, j1 - j)), c + (j - j0) * cols,
-                 b > 0);
+      s.path.columns(xt + b * s.depth * cols, cols, panel, count, static_cast<int>(std::min<int64_t>(kr.nr, j1 - j)), c + (j - j0) * cols,
+                     b > 0);
     }
   }
   if (s.blocks == 0) std::memset(c, 0, static_cast<size_t>((j1 - j0) * cols) * 4);
@@ -187,33 +196,34 @@ void columns_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t 
   });
 }
 
-struct Slot {  // where a panel keeps value `which` (0, 1) of a group of four, for output c
+struct Slot {  // where a panel keeps value i of output c
   int64_t value, index;
   int shift;
-  Slot(int nr, int64_t group, int which, int64_t c) {
-    const int64_t i = group % 8 * 2 + which, block = group / 8 * block_bytes(nr);
-    value = block + (i * nr + c) * 4;
+  Slot(int nr, int64_t i, int64_t c) {
+    const int64_t block = i / 16 * block_bytes(nr);
+    value = block + (i % 16 * nr + c) * 4;
     index = block + (16 * nr + c) * 4;
-    shift = static_cast<int>(2 * i);
+    shift = static_cast<int>(2 * (i % 16));
   }
 };
 
 }  // namespace
 
-size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
-  const Shape s(kernel, n, k);
+size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k, int kept) {
+  const Shape s(kernel, n, k, kept);
   return static_cast<size_t>(s.panels * s.panel_bytes);
 }
 
 void pack(const Kernel& kernel, const float* values, const uint8_t* indices, int64_t n, int64_t k, int kept, void* packed) {
-  const Shape s(kernel, n, k);
+  const Shape s(kernel, n, k, kept);
+  const int64_t step = s.kept / kept;  // 2: zeros lie between the values
   const int64_t count = ceil_div(k, 4) * kept, index_bytes = ceil_div(count, 4);
-  std::memset(packed, 0, packed_bytes(kernel, n, k));
+  std::memset(packed, 0, packed_bytes(kernel, n, k, kept));
   parallel_for(s.panels, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * kernel.nr; j < std::min(n, end * kernel.nr); ++j) {
       uint8_t* panel = static_cast<uint8_t*>(packed) + j / kernel.nr * s.panel_bytes;
       for (int64_t i = 0; i < count; ++i) {
-        const Slot slot(kernel.nr, i / kept, static_cast<int>(i % kept), j % kernel.nr);
+        const Slot slot(kernel.nr, i * step, j % kernel.nr);
         std::memcpy(panel + slot.value, values + j * count + i, 4);
         uint32_t word;
         std::memcpy(&word, panel + slot.index, 4);
@@ -225,14 +235,15 @@ void pack(const Kernel& kernel, const float* values, const uint8_t* indices, int
 }
 
 void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int kept, float* values, uint8_t* indices) {
-  const Shape s(kernel, n, k);
+  const Shape s(kernel, n, k, kept);
+  const int64_t step = s.kept / kept;
   const int64_t count = ceil_div(k, 4) * kept, index_bytes = ceil_div(count, 4);
   std::memset(indices, 0, static_cast<size_t>(n * index_bytes));
   parallel_for(n, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const uint8_t* panel = static_cast<const uint8_t*>(packed) + j / kernel.nr * s.panel_bytes;
       for (int64_t i = 0; i < count; ++i) {
-        const Slot slot(kernel.nr, i / kept, static_cast<int>(i % kept), j % kernel.nr);
+        const Slot slot(kernel.nr, i * step, j % kernel.nr);
         std::memcpy(values + j * count + i, panel + slot.value, 4);
         uint32_t word;
         std::memcpy(&word, panel + slot.index, 4);
@@ -245,10 +256,10 @@ void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int 
 
 void linear(const Kernel& kernel, const LinearArgs& p) {
   if (p.m == 0 || p.n == 0) return;
-  const Shape s(kernel, p.n, p.k);
+  const Shape s(kernel, p.n, p.k, p.kept);
   // What is left over from the last full tile takes a tile of 32 columns, the rows way, or both.
   const int64_t rest = p.m % kMaxCols;
-  const int64_t narrow = rest <= kernel.max_rows ? 0 : rest <= 32 + kernel.max_rows ? std::min<int64_t>(rest, 32) : rest;
+  const int64_t narrow = rest <= s.path.max_rows ? 0 : rest <= 32 + s.path.max_rows ? std::min<int64_t>(rest, 32) : rest;
   const int64_t columns = p.m - rest + narrow;
   if (columns > 0) columns_way(kernel, p, s, columns);
   if (columns < p.m) rows_way(kernel, p, s, columns, p.m);
@@ -256,7 +267,7 @@ void linear(const Kernel& kernel, const LinearArgs& p) {
 
 void product(const Kernel& kernel, const ProductArgs& p) {
   if (p.n == 0 || p.l == 0) return;
-  const Shape s(kernel, p.n, p.k);
+  const Shape s(kernel, p.n, p.k, p.kept);
   parallel_for(ceil_div(p.l, kMaxCols), [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     const int64_t widest = std::min(kOutputBlock, p.n);

@@ -1,8 +1,8 @@
-// Linear layer on 2:4 sparse float weights.
+// Linear layer on 2:4 and 1:4 sparse float weights.
 //
 //   out[m][n] = act(bias[n] + sum over kept i of x[m][position(n, i)] * value[n][i])
 //
-// Of every 4 neighbours along K a row n keeps 2; 1:4 runs as 2:4 with a zero beside each value. Sums are float32, in order of k.
+// Of every 4 neighbours along K a row n keeps 2 or 1. Sums are float32, in order of k.
 //
 // Two ways through the same packed weights:
 // - rows: lanes are outputs. A permutation picks, for each output, its activation out of a window. Reads the weights once, best for
@@ -22,44 +22,55 @@ namespace pycompress::sparse24_gemm {
 inline constexpr int kMaxMr = 16;    // rows of the tallest tile
 inline constexpr int kMaxNr = 16;    // outputs of the widest panel
 inline constexpr int kMaxCols = 64;  // rows of x that the columns way takes at a time
-inline constexpr int kBlock = 32;    // k of one packed block: 16 kept values per output
+
+// k of one packed block: 16 kept values per output.
+inline constexpr int block_depth(int kept) { return 64 / kept; }
 
 // Bytes of one block of a panel: values [16][nr] float, then per output a uint32 of 16 indices, the i-th in bits 2i, 2i+1.
 inline constexpr int64_t block_bytes(int nr) { return 68 * nr; }
 
+// What a kernel does for one pattern: of every 4 neighbours along K an output keeps `kept`; depth = block_depth(kept).
+struct Path {
+  int max_rows;  // up to this many rows of x the rows way is faster
+
+  // acc[r][c] = sums of `rows` rows and one panel. Block b of row r lies at a + (b * mr + r) * depth; acc has stride nr.
+  void (*rows)(const float* a, int rows, const uint8_t* panel, int64_t blocks, float* acc);
+  // c[o][m] (+)= sums of the first `outputs` outputs of a panel; xt is [blocks * depth][cols], c has stride cols. cols: 16, 32 or 64.
+  void (*columns)(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add);
+};
+
 struct Kernel {
   const char* name;
   Isa isa;
-  int nr;        // outputs of a panel
-  int mr;        // rows of the tallest tile
-  int max_rows;  // up to this many rows of x the rows way is faster
+  int nr;  // outputs of a panel
+  int mr;  // rows of the tallest tile
 
   void (*widen)(const void* src, DType dtype, int64_t n, float* dst);   // bf16/f16 to float
   void (*narrow)(const float* src, int64_t n, DType dtype, void* dst);  // float to bf16/f16
 
-  // acc[r][c] = sums of `rows` rows and one panel. Block b of row r lies at a + (b * mr + r) * kBlock; acc has stride nr.
-  void (*rows)(const float* a, int rows, const uint8_t* panel, int64_t blocks, float* acc);
   // out[r][c] = act(acc[r][c] + bias[c])
   void (*store_rows)(const float* acc, int rows, int cols, const float* bias, Activation activation, float* out, int64_t ldo);
 
-  // c[o][m] (+)= sums of the first `outputs` outputs of a panel; xt is [blocks * kBlock][cols], c has stride cols. cols: 16, 32 or 64.
-  void (*columns)(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add);
   // dst[k][r] = src[r][k] for r < rows and k < count, and 0 for the other r < padded.
   void (*transpose)(const float* src, int64_t lds, int rows, int64_t count, float* dst, int64_t ldd, int padded);
   // c[o][m] = act(c[o][m] + bias[o]) in place
   void (*finish)(float* c, int cols, int64_t outputs, const float* bias, Activation activation);
+
+  Path two;  // 2:4
+  Path one;  // 1:4; {} runs it as 2:4, with a zero beside each value
 };
 
 const KernelList<Kernel>& kernels();
 
-// Packed weights: panels of nr outputs, each ceil(K / 32) blocks.
+// Packed weights: panels of nr outputs, each ceil(K / depth) blocks.
 // Canonical weights: values (n, ceil(k / 4) * kept) and indices (n, ceil(ceil(k / 4) * kept / 4)), both contiguous, kept = 2 or 1.
-size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k);
+size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k, int kept);
 void pack(const Kernel& kernel, const float* values, const uint8_t* indices, int64_t n, int64_t k, int kept, void* packed);
 void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int kept, float* values, uint8_t* indices);
 
 struct LinearArgs {
   int64_t m, n, k;
+  int kept;
   const void* x;  // (m, k), row stride ldx in elements
   int64_t ldx;
   DType x_dtype;
@@ -76,6 +87,7 @@ void linear(const Kernel& kernel, const LinearArgs& args);
 // the columns of an unfolded image do: xt (k, l) and out (n, l), both float32 and contiguous. The columns way.
 struct ProductArgs {
   int64_t n, k, l;
+  int kept;
   const float* xt;
   const void* packed;
   const float* bias;  // or null

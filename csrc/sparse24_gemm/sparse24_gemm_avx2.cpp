@@ -14,34 +14,36 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 8, kMr = 8, kMaxRows = 8;
+constexpr int kNr = 8, kMr = 8;
 
 PC_TARGET_BEGIN("avx2,fma,f16c")
 
-template <int R>
+PC_INLINE __m256 group(const float* x) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x)); }
+
+template <int Kept, int R>
 void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc) {
+  constexpr int kDepth = block_depth(Kept);
   constexpr int C = R <= 2 ? 4 : R <= 4 ? 2 : 1;  // chains per row: few rows would wait for the FMA's latency
   __m256 c[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kBlock) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kDepth) {
     const float* v = reinterpret_cast<const float*>(panel);
     __m256i control = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 64 * kNr));
 #pragma GCC unroll 2
-    for (int h = 0; h < 4; ++h, v += 4 * kNr) {  // two groups of four k each
+    for (int h = 0; h < 4; ++h, v += 4 * kNr) {  // four values, out of 4 / Kept groups
       const __m256i c1 = _mm256_srli_epi32(control, 2), c2 = _mm256_srli_epi32(control, 4), c3 = _mm256_srli_epi32(control, 6);
       const __m256 v0 = _mm256_loadu_ps(v), v1 = _mm256_loadu_ps(v + kNr), v2 = _mm256_loadu_ps(v + 2 * kNr),
                    v3 = _mm256_loadu_ps(v + 3 * kNr);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256 x0 = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(a + r * kBlock + 8 * h));
-        const __m256 x1 = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(a + r * kBlock + 8 * h + 4));
-        c[r][0] = _mm256_fmadd_ps(v0, _mm256_permutevar_ps(x0, control), c[r][0]);
-        c[r][1 % C] = _mm256_fmadd_ps(v1, _mm256_permutevar_ps(x0, c1), c[r][1 % C]);
-        c[r][2 % C] = _mm256_fmadd_ps(v2, _mm256_permutevar_ps(x1, c2), c[r][2 % C]);
-        c[r][3 % C] = _mm256_fmadd_ps(v3, _mm256_permutevar_ps(x1, c3), c[r][3 % C]);
+        const float* x = a + r * kDepth + 16 / Kept * h;
+        c[r][0] = _mm256_fmadd_ps(v0, _mm256_permutevar_ps(group(x), control), c[r][0]);
+        c[r][1 % C] = _mm256_fmadd_ps(v1, _mm256_permutevar_ps(group(x + 1 / Kept * 4), c1), c[r][1 % C]);
+        c[r][2 % C] = _mm256_fmadd_ps(v2, _mm256_permutevar_ps(group(x + 2 / Kept * 4), c2), c[r][2 % C]);
+        c[r][3 % C] = _mm256_fmadd_ps(v3, _mm256_permutevar_ps(group(x + 3 / Kept * 4), c3), c[r][3 % C]);
       }
       control = _mm256_srli_epi32(control, 8);
     }
@@ -54,10 +56,11 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
   }
 }
 
+template <int Kept>
 void rows(const float* a, int count, const uint8_t* panel, int64_t blocks, float* acc) {
   using Fn = void (*)(const float*, const uint8_t*, int64_t, float*);
-  static constexpr Fn table[kMr] = {rows_tile<1>, rows_tile<2>, rows_tile<3>, rows_tile<4>,
-                                    rows_tile<5>, rows_tile<6>, rows_tile<7>, rows_tile<8>};
+  static constexpr Fn table[kMr] = {rows_tile<Kept, 1>, rows_tile<Kept, 2>, rows_tile<Kept, 3>, rows_tile<Kept, 4>,
+                                    rows_tile<Kept, 5>, rows_tile<Kept, 6>, rows_tile<Kept, 7>, rows_tile<Kept, 8>};
   table[count - 1](a, panel, blocks, acc);
 }
 
@@ -69,7 +72,7 @@ void store_rows(const float* acc, int rows, int cols, const float* bias, Activat
 }
 
 // V vectors of 8 rows of x, O outputs at a time so that 8 FMAs are in flight.
-template <int V, int O>
+template <int Kept, int V, int O>
 PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t blocks, float* c, bool add) {
   constexpr int kCols = 8 * V, kShift = V == 8 ? 8 : V == 4 ? 7 : 6;  // bytes of a row of xt: 4 * kCols = 1 << kShift
   static_assert(4 * kCols == 1 << kShift);
@@ -89,12 +92,12 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
       index[o] = static_cast<uint64_t>(word) << kShift;
     }
 #pragma GCC unroll 2
-    for (int g = 0; g < 8; ++g, x += 16 * kCols, w += 2 * kNr) {
+    for (int g = 0; g < 8; ++g, x += 2 / Kept * 16 * kCols, w += 2 * kNr) {  // two values, of one group or of two
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
 #pragma GCC unroll 4
         for (int o = 0; o < O; ++o) {
-          const float* row = reinterpret_cast<const float*>(x + (index[o] & (uint64_t{3} << kShift)));
+          const float* row = reinterpret_cast<const float*>(x + i / Kept * 16 * kCols + (index[o] & (uint64_t{3} << kShift)));
           index[o] >>= 2;
           const __m256 weight = _mm256_broadcast_ss(w + i * kNr + o);
 #pragma GCC unroll 8
@@ -108,21 +111,22 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
     for (int v = 0; v < V; ++v) _mm256_storeu_ps(c + o * kCols + 8 * v, s[o][v]);
 }
 
-template <int V, int O>
+template <int Kept, int V, int O>
 void columns_tile(const float* xt, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
   int o = 0;
-  for (; o + O <= outputs; o += O) columns_step<V, O>(xt, panel + 4 * o, blocks, c + o * 8 * V, add);
-  for (; o < outputs; ++o) columns_step<V, 1>(xt, panel + 4 * o, blocks, c + o * 8 * V, add);
+  for (; o + O <= outputs; o += O) columns_step<Kept, V, O>(xt, panel + 4 * o, blocks, c + o * 8 * V, add);
+  for (; o < outputs; ++o) columns_step<Kept, V, 1>(xt, panel + 4 * o, blocks, c + o * 8 * V, add);
 }
 
+template <int Kept>
 void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
   switch (cols) {
     case 16:
-      return columns_tile<2, 4>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 2, 4>(xt, panel, blocks, outputs, c, add);
     case 32:
-      return columns_tile<4, 2>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 4, 2>(xt, panel, blocks, outputs, c, add);
     default:
-      return columns_tile<8, 1>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 8, 1>(xt, panel, blocks, outputs, c, add);
   }
 }
 
@@ -151,7 +155,8 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {"avx2", Isa::avx2, kNr, kMr, kMaxRows, widen, narrow_row, rows, store_rows, columns, transpose, finish};
+const Kernel kAvx2 = {
+    "avx2", Isa::avx2, kNr, kMr, widen, narrow_row, store_rows, transpose, finish, {8, rows<2>, columns<2>}, {8, rows<1>, columns<1>}};
 
 }  // namespace pycompress::sparse24_gemm
 #endif

@@ -15,38 +15,40 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 16, kMr = 16, kMaxRows = 16;
+constexpr int kNr = 16, kMr = 16;
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 
-template <int R>
+template <int Kept, int R>
 void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc) {
+  constexpr int kDepth = block_depth(Kept);
   constexpr int C = R <= 4 ? 2 : 1;  // chains per row: few rows would wait for the FMA's latency
   __m512 c[R][C];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int i = 0; i < C; ++i) c[r][i] = _mm512_setzero_ps();
-  const __m512i three = _mm512_set1_epi32(3), four = _mm512_set1_epi32(4);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kBlock) {
+  // Two values at a time: of one group, or of two neighbours.
+  const __m512i three = _mm512_set1_epi32(3), second = _mm512_set1_epi32(Kept == 1 ? 4 : 0), next = _mm512_set1_epi32(8 / Kept);
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kDepth) {
     const float* v = reinterpret_cast<const float*>(panel);
     __m512i indices = _mm512_loadu_si512(panel + 64 * kNr);
 #pragma GCC unroll 2
-    for (int w = 0; w < 2; ++w) {
+    for (int w = 0; w < 4 / Kept; ++w) {
       __m512i base = _mm512_setzero_si512();
-      for (int g = 0; g < 4; ++g, v += 2 * kNr) {
+      for (int g = 0; g < 2 * Kept; ++g, v += 2 * kNr) {
         // (indices >> 2i) & 3 | base
         const __m512i c0 = _mm512_ternarylogic_epi32(indices, three, base, 0xea);
-        const __m512i c1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 2), three, base, 0xea);
+        const __m512i c1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 2), three, _mm512_add_epi32(base, second), 0xea);
         const __m512 v0 = _mm512_loadu_ps(v), v1 = _mm512_loadu_ps(v + kNr);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-          const __m512 x = _mm512_loadu_ps(a + r * kBlock + 16 * w);
+          const __m512 x = _mm512_loadu_ps(a + r * kDepth + 16 * w);
           c[r][0] = _mm512_fmadd_ps(v0, _mm512_permutexvar_ps(c0, x), c[r][0]);
           c[r][C - 1] = _mm512_fmadd_ps(v1, _mm512_permutexvar_ps(c1, x), c[r][C - 1]);
         }
         indices = _mm512_srli_epi32(indices, 4);
-        base = _mm512_add_epi32(base, four);
+        base = _mm512_add_epi32(base, next);
       }
     }
   }
@@ -57,11 +59,13 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
   }
 }
 
+template <int Kept>
 void rows(const float* a, int count, const uint8_t* panel, int64_t blocks, float* acc) {
   using Fn = void (*)(const float*, const uint8_t*, int64_t, float*);
-  static constexpr Fn table[kMr] = {rows_tile<1>,  rows_tile<2>,  rows_tile<3>,  rows_tile<4>,  rows_tile<5>,  rows_tile<6>,
-                                    rows_tile<7>,  rows_tile<8>,  rows_tile<9>,  rows_tile<10>, rows_tile<11>, rows_tile<12>,
-                                    rows_tile<13>, rows_tile<14>, rows_tile<15>, rows_tile<16>};
+  static constexpr Fn table[kMr] = {rows_tile<Kept, 1>,  rows_tile<Kept, 2>,  rows_tile<Kept, 3>,  rows_tile<Kept, 4>,
+                                    rows_tile<Kept, 5>,  rows_tile<Kept, 6>,  rows_tile<Kept, 7>,  rows_tile<Kept, 8>,
+                                    rows_tile<Kept, 9>,  rows_tile<Kept, 10>, rows_tile<Kept, 11>, rows_tile<Kept, 12>,
+                                    rows_tile<Kept, 13>, rows_tile<Kept, 14>, rows_tile<Kept, 15>, rows_tile<Kept, 16>};
   table[count - 1](a, panel, blocks, acc);
 }
 
@@ -73,7 +77,7 @@ void store_rows(const float* acc, int rows, int cols, const float* bias, Activat
 }
 
 // V vectors of 16 rows of x, O outputs at a time so that 4 FMAs are in flight.
-template <int V, int O>
+template <int Kept, int V, int O>
 PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t blocks, float* c, bool add) {
   constexpr int kCols = 16 * V, kShift = V == 4 ? 8 : V == 2 ? 7 : 6;  // bytes of a row of xt: 4 * kCols = 1 << kShift
   static_assert(4 * kCols == 1 << kShift);
@@ -93,12 +97,12 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
       index[o] = static_cast<uint64_t>(word) << kShift;
     }
 #pragma GCC unroll 2
-    for (int g = 0; g < 8; ++g, x += 16 * kCols, w += 2 * kNr) {
+    for (int g = 0; g < 8; ++g, x += 2 / Kept * 16 * kCols, w += 2 * kNr) {  // two values, of one group or of two
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
 #pragma GCC unroll 4
         for (int o = 0; o < O; ++o) {
-          const float* row = reinterpret_cast<const float*>(x + (index[o] & (uint64_t{3} << kShift)));
+          const float* row = reinterpret_cast<const float*>(x + i / Kept * 16 * kCols + (index[o] & (uint64_t{3} << kShift)));
           index[o] >>= 2;
           const __m512 weight = _mm512_set1_ps(w[i * kNr + o]);
 #pragma GCC unroll 8
@@ -112,21 +116,22 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
     for (int v = 0; v < V; ++v) _mm512_storeu_ps(c + o * kCols + 16 * v, s[o][v]);
 }
 
-template <int V, int O>
+template <int Kept, int V, int O>
 void columns_tile(const float* xt, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
   int o = 0;
-  for (; o + O <= outputs; o += O) columns_step<V, O>(xt, panel + 4 * o, blocks, c + o * 16 * V, add);
-  for (; o < outputs; ++o) columns_step<V, 1>(xt, panel + 4 * o, blocks, c + o * 16 * V, add);
+  for (; o + O <= outputs; o += O) columns_step<Kept, V, O>(xt, panel + 4 * o, blocks, c + o * 16 * V, add);
+  for (; o < outputs; ++o) columns_step<Kept, V, 1>(xt, panel + 4 * o, blocks, c + o * 16 * V, add);
 }
 
+template <int Kept>
 void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
   switch (cols) {
     case 16:
-      return columns_tile<1, 4>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 1, 4>(xt, panel, blocks, outputs, c, add);
     case 32:
-      return columns_tile<2, 2>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 2, 2>(xt, panel, blocks, outputs, c, add);
     default:
-      return columns_tile<4, 1>(xt, panel, blocks, outputs, c, add);
+      return columns_tile<Kept, 4, 1>(xt, panel, blocks, outputs, c, add);
   }
 }
 
@@ -155,7 +160,17 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx512;
-const Kernel kAvx512 = {"avx512", Isa::avx512, kNr, kMr, kMaxRows, widen, narrow_row, rows, store_rows, columns, transpose, finish};
+const Kernel kAvx512 = {"avx512",
+                        Isa::avx512,
+                        kNr,
+                        kMr,
+                        widen,
+                        narrow_row,
+                        store_rows,
+                        transpose,
+                        finish,
+                        {16, rows<2>, columns<2>},
+                        {16, rows<1>, columns<1>}};
 
 }  // namespace pycompress::sparse24_gemm
 #endif

@@ -19,13 +19,14 @@ float value(const uint8_t* panel, int i, int c) {
   return f;
 }
 
+template <int Kept>
 void rows(const float* a, int rows, const uint8_t* panel, int64_t blocks, float* acc) {
   for (int i = 0; i < rows * kNr; ++i) acc[i] = 0.0f;
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kBlock)
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * block_depth(Kept))
     for (int i = 0; i < 16; ++i)
       for (int c = 0; c < kNr; ++c) {
-        const int k = i / 2 * 4 + (word(panel + (16 * kNr + c) * 4) >> (2 * i) & 3);
-        for (int r = 0; r < rows; ++r) acc[r * kNr + c] += a[r * kBlock + k] * value(panel, i, c);
+        const int k = i / Kept * 4 + (word(panel + (16 * kNr + c) * 4) >> (2 * i) & 3);
+        for (int r = 0; r < rows; ++r) acc[r * kNr + c] += a[r * block_depth(Kept) + k] * value(panel, i, c);
       }
 }
 
@@ -34,6 +35,7 @@ void store_rows(const float* acc, int rows, int cols, const float* bias, Activat
     for (int c = 0; c < cols; ++c) out[r * ldo + c] = activate(acc[r * kNr + c] + (bias ? bias[c] : 0.0f), activation);
 }
 
+template <int Kept>
 void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
   for (int o = 0; o < outputs; ++o, c += cols) {
     if (!add)
@@ -41,7 +43,7 @@ void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, in
     for (int64_t b = 0; b < blocks; ++b)
       for (int i = 0; i < 16; ++i) {
         const uint8_t* block = panel + b * block_bytes(kNr);
-        const int64_t k = b * kBlock + i / 2 * 4 + (word(block + (16 * kNr + o) * 4) >> (2 * i) & 3);
+        const int64_t k = b * block_depth(Kept) + i / Kept * 4 + (word(block + (16 * kNr + o) * 4) >> (2 * i) & 3);
         const float w = value(block, i, o);
         for (int m = 0; m < cols; ++m) c[m] += w * xt[k * cols + m];
       }
@@ -61,6 +63,16 @@ void finish(float* c, int cols, int64_t outputs, const float* bias, Activation a
 }  // namespace
 
 extern const Kernel kScalar;
-const Kernel kScalar = {"scalar", Isa::scalar, kNr, kMr, 16, widen_row, narrow_row, rows, store_rows, columns, transpose, finish};
+const Kernel kScalar = {"scalar",
+                        Isa::scalar,
+                        kNr,
+                        kMr,
+                        widen_row,
+                        narrow_row,
+                        store_rows,
+                        transpose,
+                        finish,
+                        {16, rows<2>, columns<2>},
+                        {16, rows<1>, columns<1>}};
 
 }  // namespace pycompress::sparse24_gemm

@@ -14,7 +14,7 @@ from .int8_sparse24_linear import OP
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_conv2d import Pair, check_image, output_size
-from .sparse24_packing import pack_sparse24, sparse24_kernel, unpack_sparse24
+from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
 
 def int8_sparse24_conv2d_reference(
@@ -168,6 +168,7 @@ def _run(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, patt
             h * w,
             o,
             k,
+            NATIVE_PATTERNS[pattern],
             rows.data_ptr(),
             k,
             native.DTYPES[torch.bfloat16],

@@ -11,7 +11,7 @@ from .int8_linear import _ACTIVATE
 from .library import define, tracing
 from .sparse24 import sparse24_to_dense, unchecked_to_dense
 from .sparse24_linear import OP, check_float_weight
-from .sparse24_packing import pack_sparse24, sparse24_kernel, unpack_sparse24
+from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
 Pair = tuple[int, int]
 
@@ -156,6 +156,7 @@ def _run(x, packed, bias, o, kernel_size, stride, padding, dilation, pattern, ac
             o,
             k,
             h * w,
+            NATIVE_PATTERNS[pattern],
             columns.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),

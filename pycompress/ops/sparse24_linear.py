@@ -14,7 +14,7 @@ from .cuda.extension import NAME as CUDA
 from .int8_linear import _ACTIVATE
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
-from .sparse24_packing import pack_sparse24, sparse24_kernel, unpack_sparse24
+from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
 OP = "sparse24_linear"
 
@@ -147,6 +147,7 @@ def _run(x, packed, bias, n, k, pattern, activation, kernel):
         m,
         n,
         k,
+        NATIVE_PATTERNS[pattern],
         x.data_ptr(),
         x.stride(0),
         dtype,

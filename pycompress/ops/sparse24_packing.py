@@ -11,8 +11,8 @@ from .cuda.extension import NAME as CUDA
 from .library import define, tracing
 from .sparse24 import parse_nm
 
-NATIVE_PATTERNS = ("2:4", "1:4")
-"""Patterns with native kernels; 1:4 runs as 2:4 with a zero beside each value."""
+NATIVE_PATTERNS = {"2:4": 2, "1:4": 1}
+"""Patterns with native kernels, and what they keep of every 4. A kernel without a path of its own for 1:4 runs it as 2:4."""
 
 _PREFIX = {torch.int8: "int8_sparse24", torch.float32: "sparse24"}
 """Values of this dtype are packed and multiplied by the native functions of this name."""
@@ -56,9 +56,9 @@ def _pack(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) ->
     if kernel == CUDA:
         return cuda_sparse24.to_flat(cuda_sparse24.pack(values, indices, k))
     prefix, n = _PREFIX[values.dtype], values.shape[0]
-    packed = torch.empty(_bytes(prefix, kernel, n, k), dtype=torch.uint8)
+    packed = torch.empty(_bytes(prefix, kernel, n, k, pattern), dtype=torch.uint8)
     pack = getattr(native.module, f"{prefix}_pack")
-    pack(kernel, values.data_ptr(), indices.data_ptr(), n, k, parse_nm("pack", pattern).n, packed.data_ptr())
+    pack(kernel, values.data_ptr(), indices.data_ptr(), n, k, NATIVE_PATTERNS[pattern], packed.data_ptr())
     return packed
 
 
@@ -75,8 +75,8 @@ def _unpack(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, ke
     return values, indices
 
 
-def _bytes(prefix: str, kernel: str, n: int, k: int) -> int:
-    return getattr(native.module, f"{prefix}_packed_bytes")(kernel, n, k)
+def _bytes(prefix: str, kernel: str, n: int, k: int, pattern: str) -> int:
+    return getattr(native.module, f"{prefix}_packed_bytes")(kernel, n, k, NATIVE_PATTERNS[pattern])
 
 
 def _fake_pack(values, indices, k, pattern, kernel):
@@ -84,7 +84,7 @@ def _fake_pack(values, indices, k, pattern, kernel):
         return indices.new_empty(values.numel() * values.element_size() + indices.numel())
     if kernel == CUDA:
         return indices.new_empty(sum(cuda_sparse24.packed_bytes(values.shape[0], k, values.dtype)))
-    return indices.new_empty(_bytes(_PREFIX[values.dtype], kernel, values.shape[0], k))
+    return indices.new_empty(_bytes(_PREFIX[values.dtype], kernel, values.shape[0], k, pattern))
 
 
 def _fake_unpack(packed, n, k, pattern, dtype, kernel):

@@ -30,14 +30,15 @@ void compare(const Kernel& kernel, const Kernel& scalar, int64_t m, int64_t n, i
   }
   for (int64_t i = 0; i < n; ++i) bias[i] = random.uniform(-1, 1);
   for (const Kernel* kr : {&scalar, &kernel}) {
-    Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(*kr, n, k))), indices(weight.indices.size());
+    Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(*kr, n, k, kept))), indices(weight.indices.size());
     Buffer<float> values(weight.values.size());
     pack(*kr, weight.values.data(), weight.indices.data(), n, k, kept, packed.data());
     unpack(*kr, packed.data(), n, k, kept, values.data(), indices.data());
     parity::expect(std::memcmp(values.data(), weight.values.data(), values.bytes()) == 0 &&
                        std::memcmp(indices.data(), weight.indices.data(), indices.bytes()) == 0,
                    name(*kr, m, n, k, kept, "unpack"));
-    linear(*kr, {m, n, k, x.data(), ldx, dtype, packed.data(), bias.data(), activation, (kr == &scalar ? expected : got).data(), dtype});
+    linear(*kr,
+           {m, n, k, kept, x.data(), ldx, dtype, packed.data(), bias.data(), activation, (kr == &scalar ? expected : got).data(), dtype});
   }
   Buffer<float> wide_expected(m * n), wide_got(m * n);
   if (dtype == DType::f32) {
@@ -53,19 +54,19 @@ void compare(const Kernel& kernel, const Kernel& scalar, int64_t m, int64_t n, i
 }
 
 // Activations that lie transposed, as an unfolded image does.
-void transposed(const Kernel& kernel, const Kernel& scalar, int64_t n, int64_t k, int64_t l) {
+void transposed(const Kernel& kernel, const Kernel& scalar, int64_t n, int64_t k, int64_t l, int kept) {
   Random random(static_cast<uint64_t>(n * 1009 + k));
-  const parity::SparseWeight<float> weight(n, k, 2, random, [](Random& r) { return r.uniform(-1, 1); });
+  const parity::SparseWeight<float> weight(n, k, kept, random, [](Random& r) { return r.uniform(-1, 1); });
   Buffer<float> xt(k * l), bias(n), expected(n * l), got(n * l);
   for (int64_t i = 0; i < k * l; ++i) xt[i] = random.uniform(-3, 3);
   for (int64_t i = 0; i < n; ++i) bias[i] = random.uniform(-1, 1);
   for (const Kernel* kr : {&scalar, &kernel}) {
-    Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(*kr, n, k)));
-    pack(*kr, weight.values.data(), weight.indices.data(), n, k, 2, packed.data());
-    product(*kr, {n, k, l, xt.data(), packed.data(), bias.data(), Activation::relu, (kr == &scalar ? expected : got).data()});
+    Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(*kr, n, k, kept)));
+    pack(*kr, weight.values.data(), weight.indices.data(), n, k, kept, packed.data());
+    product(*kr, {n, k, l, kept, xt.data(), packed.data(), bias.data(), Activation::relu, (kr == &scalar ? expected : got).data()});
   }
   parity::expect(parity::difference(got.data(), expected.data(), n * l) <= 4e-7 * static_cast<double>(k + 10),
-                 name(kernel, l, n, k, 2, "product"));
+                 name(kernel, l, n, k, kept, "product"));
 }
 
 void run() {
@@ -84,7 +85,8 @@ void run() {
     for (Activation activation : {Activation::relu, Activation::gelu, Activation::silu})
       for (int64_t m : {3, 40}) parity::fresh([&] { compare(*kernel, scalar, m, 21, 50, 2, DType::f32, activation); });
     for (const auto& s : {std::pair<int64_t, int64_t>{7, 20}, {33, 66}, {150, 127}})
-      for (int64_t l : {1, 15, 64, 100}) parity::fresh([&] { transposed(*kernel, scalar, s.first, s.second, l); });
+      for (int64_t l : {1, 15, 64, 100})
+        for (int kept : {1, 2}) parity::fresh([&] { transposed(*kernel, scalar, s.first, s.second, l, kept); });
   }
 }
 
