@@ -13,6 +13,12 @@ extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2;
 extern const Kernel kAvx512Vnni;
+#elif PC_ARM64
+extern const Kernel kNeon;
+#if PC_HAVE_NEON_EXTENSIONS
+extern const Kernel kNeonDotprod;
+extern const Kernel kNeonI8mm;
+#endif
 #endif
 
 const KernelList<Kernel>& kernels() {
@@ -20,6 +26,12 @@ const KernelList<Kernel>& kernels() {
 #if PC_X86
       &kAvx512Vnni,
       &kAvx2,
+#elif PC_ARM64
+#if PC_HAVE_NEON_EXTENSIONS
+      &kNeonI8mm,
+      &kNeonDotprod,
+#endif
+      &kNeon,
 #endif
       &kScalar,
   };

@@ -8,6 +8,8 @@ from support.parity_program import build, run, tool
 KERNELS = {
     "int8_matmul": "neon_i8mm neon_dotprod neon",
     "int8_conv2d": "neon_i8mm neon_dotprod neon",
+    "int4_matmul": "neon_i8mm neon_dotprod neon",
+    "int8_weight": "neon",
 }
 
 
