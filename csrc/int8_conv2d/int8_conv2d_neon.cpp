@@ -4,6 +4,7 @@
 #include "int8_matmul/neon_rows.h"
 #if PC_ARM64
 #include "core/neon_tail.h"
+#include "core/transpose_neon.h"
 #include "int8_conv2d/int8_conv2d.h"
 
 namespace pycompress::int8_matmul {
@@ -131,11 +132,8 @@ void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, floa
   for (int64_t c = 0; c < cols; c += 4) {
     for (int64_t p = 0; p < pixels; p += 4) {
       const float* s = y + p * ld + c;
-      const float32x4_t r0 = vld1q_f32(s), r1 = vld1q_f32(s + ld), r2 = vld1q_f32(s + 2 * ld), r3 = vld1q_f32(s + 3 * ld);
-      const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(r0, r1)), b = vreinterpretq_f64_f32(vtrn2q_f32(r0, r1)),
-                        e = vreinterpretq_f64_f32(vtrn1q_f32(r2, r3)), g = vreinterpretq_f64_f32(vtrn2q_f32(r2, r3));
-      const float32x4_t col[4] = {vreinterpretq_f32_f64(vtrn1q_f64(a, e)), vreinterpretq_f32_f64(vtrn1q_f64(b, g)),
-                                  vreinterpretq_f32_f64(vtrn2q_f64(a, e)), vreinterpretq_f32_f64(vtrn2q_f64(b, g))};
+      float32x4_t col[4] = {vld1q_f32(s), vld1q_f32(s + ld), vld1q_f32(s + 2 * ld), vld1q_f32(s + 3 * ld)};
+      transpose4_neon(col);
       float* o = out + c * plane + p;
       if (cols - c >= 4 && pixels - p >= 4) {
         PC_UNROLL

@@ -49,8 +49,8 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
 
 extern const Kernel kNeon;
 const Kernel kNeon = {
-    "neon", Isa::neon,           kMr,        kNr,     16,     kKr, 2, amax_neon, range_neon, quantize_row_s16, load_row_s16, widen_row,
-    tile,   store_f32_neon<kNr>, narrow_row, nullptr, nullptr};
+    "neon", Isa::neon,           kMr,         kNr,     16,     kKr, 2, amax_neon, range_neon, quantize_row_s16, load_row_s16, widen_neon,
+    tile,   store_f32_neon<kNr>, narrow_neon, nullptr, nullptr};
 
 }  // namespace pycompress::int8_matmul
 #endif

@@ -66,9 +66,15 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kNeonI8mm;
-const Kernel kNeonI8mm = {
-    "neon_i8mm", Isa::neon_i8mm,      kMr,        kNr,     16,      kKr, 1, amax_neon, range_neon, quantize_row_s8, load_row_s8, widen_row,
-    tile,        store_f32_neon<kNr>, narrow_row, nullptr, nullptr, true};
+const Kernel kNeonI8mm = {"neon_i8mm", Isa::neon_i8mm,
+                          kMr,         kNr,
+                          16,          kKr,
+                          1,           amax_neon,
+                          range_neon,  quantize_row_s8,
+                          load_row_s8, widen_neon,
+                          tile,        store_f32_neon<kNr>,
+                          narrow_neon, nullptr,
+                          nullptr,     true};
 
 }  // namespace pycompress::int8_matmul
 #endif

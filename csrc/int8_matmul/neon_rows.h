@@ -2,7 +2,7 @@
 #pragma once
 #include "core/activation_neon.h"
 #if PC_ARM64
-#include "core/float_rows.h"
+#include "core/half_neon.h"
 #include "int8_matmul/int8_matmul.h"
 
 namespace pycompress::int8_matmul {

@@ -13,6 +13,11 @@ extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2;
 extern const Kernel kAvx512Vbmi, kAvx512Vnni;
+#elif PC_ARM64
+extern const Kernel kNeon;
+#if PC_HAVE_NEON_EXTENSIONS
+extern const Kernel kNeonDotprod;
+#endif
 #endif
 
 const KernelList<Kernel>& kernels() {
@@ -21,6 +26,11 @@ const KernelList<Kernel>& kernels() {
       &kAvx512Vbmi,
       &kAvx512Vnni,
       &kAvx2,
+#elif PC_ARM64
+#if PC_HAVE_NEON_EXTENSIONS
+      &kNeonDotprod,
+#endif
+      &kNeon,
 #endif
       &kScalar,
   };

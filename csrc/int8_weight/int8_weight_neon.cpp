@@ -2,7 +2,7 @@
 // Run under qemu only so far: see docs/kernels.md.
 #include "core/neon_tail.h"
 #if PC_ARM64
-#include "core/float_rows.h"
+#include "core/half_neon.h"
 #include "int8_weight/int8_weight.h"
 
 namespace pycompress::int8_weight {
@@ -67,7 +67,7 @@ void dot(const float* x, int64_t ldx, int rows, const int8_t* w, int64_t k, int 
 }  // namespace
 
 extern const Kernel kNeon;
-const Kernel kNeon = {"neon", Isa::neon, 4, widen_row, narrow_row, dot};
+const Kernel kNeon = {"neon", Isa::neon, 4, widen_neon, narrow_neon, dot};
 
 }  // namespace pycompress::int8_weight
 #endif

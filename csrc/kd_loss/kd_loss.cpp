@@ -21,12 +21,16 @@ namespace pycompress::kd_loss {
 extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2, kAvx512;
+#elif PC_ARM64
+extern const Kernel kNeon;
 #endif
 
 const KernelList<Kernel>& kernels() {
   static const KernelList<Kernel> list = {
 #if PC_X86
       &kAvx512, &kAvx2,
+#elif PC_ARM64
+      &kNeon,
 #endif
       &kScalar};
   return list;

@@ -12,6 +12,8 @@ extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2;
 extern const Kernel kAvx512;
+#elif PC_ARM64
+extern const Kernel kNeon;
 #endif
 
 const KernelList<Kernel>& kernels() {
@@ -19,6 +21,8 @@ const KernelList<Kernel>& kernels() {
 #if PC_X86
       &kAvx512,
       &kAvx2,
+#elif PC_ARM64
+      &kNeon,
 #endif
       &kScalar,
   };

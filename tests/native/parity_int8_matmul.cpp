@@ -32,8 +32,8 @@ void product(const Kernel& kernel, int64_t m, int64_t n, int64_t k, int left = 1
   bool right_sums = true;
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
-      int64_t sum = 0;
-      for (int64_t x = 0; x < k; ++x) sum += a[i * lda + x] * b[j * k + x];
+      int64_t sum = left == 1000 ? 0 : k * left * right;
+      for (int64_t x = 0; left == 1000 && x < k; ++x) sum += a[i * lda + x] * b[j * k + x];
       right_sums &= out[i * ldo + j] == sum;
     }
   parity::expect(right_sums, name(kernel, m, n, k, "sums"));
