@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..ops.int8_conv2d import view_of
 from .base import LAYERS
 from .int8_conv2d import Int8Conv2d
 
@@ -25,4 +26,5 @@ class Int8Conv1d(Int8Conv2d):
         if x.dim() != 3:
             raise ValueError(f"Int8Conv1d: x must be (N, {self.in_channels}, L) or ({self.in_channels}, L), got {tuple(x.shape)}")
         residual = None if residual is None else residual.unsqueeze(2)
-        return super()._convolve(x.unsqueeze(2), residual, residual_scale, residual_zero_point, out_dtype).squeeze(2)
+        y = super()._convolve(view_of(x, x.unsqueeze(2)), residual, residual_scale, residual_zero_point, out_dtype)
+        return view_of(y, y.squeeze(2))

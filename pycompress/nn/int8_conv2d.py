@@ -14,11 +14,14 @@ from ..ops.int8_conv2d import (
     Requantization,
     check_input,
     int8_conv2d_packed,
+    is_nchw,
     kernel_for,
     make_geometry,
     make_requantization,
     pack_weight,
+    remember_nchw,
     unpack_weight,
+    view_of,
 )
 from ..ops.int8_linear import check_activation_quantization
 from .base import LAYERS
@@ -33,7 +36,8 @@ class Int8Conv2d(Int8ActivationModule):
 
     Activations are quantised on the fly: dynamic (one symmetric scale per image) unless ``static``; a static layer also takes int8
     inputs, which are on its ``x_scale``. With ``int8_output`` the result is int8, too, on ``out_scale`` and, if
-    ``asymmetric_output``, ``out_zero_point``: between such layers nothing is ever float. See ``pycompress.ops.int8_conv2d``.
+    ``asymmetric_output``, ``out_zero_point``: between such layers nothing is ever float, unless a gradient to ``x`` is wanted, which
+    integers do not carry: then the result is float, for the next layer to round. See ``pycompress.ops.int8_conv2d``.
 
     >>> layer = Int8Conv2d.from_float(nn.Conv2d(3, 8, 3, padding=1))
     >>> y = layer(torch.randn(1, 3, 16, 16))
@@ -157,6 +161,20 @@ class Int8Conv2d(Int8ActivationModule):
         layer._loaded()
         return layer.train(conv.training)
 
+    def with_int8_output(self, out_scale: float, out_zero_point: int | None = None) -> Int8Conv2d:
+        """The same layer with int8 results on this scale.
+
+        >>> first = first.with_int8_output(float(second.x_scale), None if second.x_zero_point is None else int(second.x_zero_point))
+        """
+        depth = math.prod(self.weight_shape[1:])
+        check_activation_quantization(f"{type(self).__name__}.with_int8_output", depth, out_scale, out_zero_point)
+        layer = type(self)(**(self.config() | {"int8_output": True, "asymmetric_output": out_zero_point is not None}))
+        state = self.state_dict() | {"out_scale": torch.tensor(out_scale)}
+        if out_zero_point is not None:
+            state["out_zero_point"] = torch.tensor(out_zero_point, dtype=torch.int32)
+        layer.to(self.scale.device).load_state_dict(state)
+        return layer.train(self.training)
+
     def _set_canonical(self, tensors: dict[str, Tensor]) -> None:
         weight = tensors["weight"]
         self._kernel = kernel_for(weight, None, "int8_conv2d")
@@ -203,19 +221,24 @@ class Int8Conv2d(Int8ActivationModule):
         """
         if x.dim() == len(self.kernel_size) + 1:
             residual = None if residual is None else residual.unsqueeze(0)
-            return self.forward(x.unsqueeze(0), residual, residual_scale, residual_zero_point, out_dtype).squeeze(0)
+            y = self._convolve(view_of(x, x.unsqueeze(0)), residual, residual_scale, residual_zero_point, out_dtype)
+            return view_of(y, y.squeeze(0))
         return self._convolve(x, residual, residual_scale, residual_zero_point, out_dtype)
 
     def _convolve(self, x, residual, residual_scale, residual_zero_point, out_dtype) -> Tensor:
         static = self._x_scale is not None
         check_input(type(self).__name__, x, self._geometry, self.in_channels, static, self.scale.device)
         if residual is None and out_dtype is None and residual_scale is None and residual_zero_point is None:
-            dtype = torch.int8 if self.int8_output else torch.float32 if x.dtype == torch.int8 else x.dtype
-            after = Requantization(dtype, self._out_scale, self._out_zero_point)
+            if self.int8_output and not (x.requires_grad and torch.is_grad_enabled()):
+                after = Requantization(torch.int8, self._out_scale, self._out_zero_point)
+            elif x.dtype == torch.int8:
+                after = Requantization(torch.float32, nchw=is_nchw(x))
+            else:
+                after = Requantization(x.dtype)
         else:
             scales = (residual_scale, residual_zero_point, self._out_scale, self._out_zero_point)
             after = make_requantization(type(self).__name__, x, self._geometry, residual, *scales, out_dtype)
-        return int8_conv2d_packed(
+        y = int8_conv2d_packed(
             x,
             self.packed,
             self.scale,
@@ -228,6 +251,7 @@ class Int8Conv2d(Int8ActivationModule):
             self.activation,
             self._kernel,
         )
+        return remember_nchw(y, is_nchw(x))
 
     def to_dense(self) -> nn.Module:
         """Float layer with the dequantised weights (a fused activation and int8 results are not part of it)."""

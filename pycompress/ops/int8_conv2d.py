@@ -59,6 +59,8 @@ class Requantization(NamedTuple):
     out_zero_point: int | None = None
     residual_scale: float | None = None
     residual_zero_point: int | None = None
+    nchw: bool = False
+    """A float result of an int8 ``x``, which is channels_last, is to be contiguous."""
 
 
 def int8_conv2d_reference(
@@ -352,6 +354,27 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if _suggests_channels_last(x) else torch.contiguous_format
 
 
+_NCHW = "_pycompress_nchw"
+
+
+def is_nchw(x: Tensor) -> bool:
+    """Whether a float result of ``x`` is to be contiguous: floats tell by their strides, int8 by the mark of ``remember_nchw``."""
+    return getattr(x, _NCHW, False) if x.dtype == torch.int8 else not _suggests_channels_last(x)
+
+
+def remember_nchw(y: Tensor, nchw: bool) -> Tensor:
+    """Mark an int8 tensor, which is channels_last, that stands between layers of a model that runs on contiguous tensors. An attribute, as
+    strides have no room for it; torch.compile and torch.export see it, too."""
+    if nchw and y.dtype == torch.int8:
+        setattr(y, _NCHW, True)
+    return y
+
+
+def view_of(x: Tensor, view: Tensor) -> Tensor:
+    """``view``, marked like ``x``."""
+    return remember_nchw(view, getattr(x, _NCHW, False))
+
+
 def _run(
     x,
     packed,
@@ -366,6 +389,7 @@ def _run(
     out_zero_point,
     residual_scale,
     residual_zero_point,
+    nchw,
     activation,
     kernel,
     algorithm="",
@@ -374,7 +398,7 @@ def _run(
         geometry = Geometry(*geometry)
     if kernel == native.REFERENCE:
         stride, padding, dilation, groups = geometry.arguments()
-        return int8_conv2d_reference(
+        y = int8_conv2d_reference(
             x,
             packed,
             scale,
@@ -393,10 +417,12 @@ def _run(
             out_zero_point=out_zero_point,
             out_dtype=None if out_scale is not None else out_dtype,
         )
+        return y.contiguous() if nchw else y
     channels_last = _suggests_channels_last(x)
-    out_channels_last = channels_last or out_scale is not None
+    depthwise = geometry.groups == x.shape[1] == geometry.out_channels
+    out_channels_last = out_scale is not None or (channels_last and (depthwise or not nchw))
     # The kernels read dense pixels (channels_last) or dense rows; int8 only the former, and depthwise layers keep the layout.
-    if channels_last or x.dtype == torch.int8 or (out_channels_last and geometry.groups == x.shape[1] == geometry.out_channels):
+    if channels_last or x.dtype == torch.int8 or (out_channels_last and depthwise):
         if not channels_last or (x.stride(1) != 1 and x.shape[1] != 1):
             x = x.contiguous(memory_format=torch.channels_last)
         channels_last = True
@@ -434,12 +460,12 @@ def _run(
         residual_scale or 0.0,
         residual_zero_point or 0,
     )
-    return out
+    return out.contiguous() if nchw else out
 
 
-def _fake(x, packed, scale, bias, residual, geometry, x_scale, x_zero_point, out_dtype, out_scale, *_):
-    geometry = Geometry(*geometry)
-    memory_format = torch.channels_last if out_scale is not None else _memory_format(x)
+def _fake(x, packed, scale, bias, residual, geometry, x_scale, x_zero_point, out_dtype, out_scale, *rest):
+    geometry, nchw = Geometry(*geometry), rest[-3]
+    memory_format = torch.contiguous_format if nchw else torch.channels_last if out_scale is not None else _memory_format(x)
     shape = (x.shape[0], geometry.out_channels, *geometry.out_size(x.shape[2], x.shape[3]))
     return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=memory_format)
 
@@ -447,7 +473,7 @@ def _fake(x, packed, scale, bias, residual, geometry, x_scale, x_zero_point, out
 _op = define(
     "int8_conv2d(Tensor x, Tensor packed, Tensor scale, Tensor? bias, Tensor? residual, int[] geometry, float? x_scale, "
     "int? x_zero_point, ScalarType out_dtype, float? out_scale, int? out_zero_point, float? residual_scale, int? residual_zero_point, "
-    "str activation, str kernel) -> Tensor",
+    "bool nchw, str activation, str kernel) -> Tensor",
     _run,
     _fake,
 )

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..analysis.inputs import check_model
-from ..nn.base import CompressedModule, set_note
+from ..nn.base import set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, ignored, replace
+from .tracing import graphs
 from .types import Layer, Norm
 
 _PAIRS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
@@ -96,58 +97,19 @@ def _tied(model: nn.Module) -> set[int]:
     return twice
 
 
-class _Tracer(fx.Tracer):
-    """Records calls of layers and never looks inside them; ``shallow`` also leaves every other module closed."""
-
-    def __init__(self, shallow: bool) -> None:
-        super().__init__()
-        self.shallow = shallow
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.shallow or isinstance(m, (*_PAIRS, *_NORMS, CompressedModule)) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _adjacent(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
     """(layer, BatchNorm) pairs in which both are called once and the BatchNorm alone reads the layer's output."""
-    graph = trace(model, shallow=False)
-    if graph is not None:
-        yield from _pairs(model, graph)
-        return
-    # A module with several parents or paths may be called from places that a partial trace does not see.
-    single = {module for module, paths in all_names(model).items() if len(paths) == 1}
-    for module in model.modules():
-        if isinstance(module, (CompressedModule, *_PAIRS)) or not any(True for _ in module.children()):
-            continue
-        graph = trace(module, shallow=True)
-        if graph is not None:
-            yield from (pair for pair in _pairs(module, graph) if pair[0] in single and pair[1] in single)
-
-
-def trace(module: nn.Module, shallow: bool) -> fx.Graph | None:
-    try:
-        return _Tracer(shallow).trace(module)
-    except Exception:  # a forward may raise anything when it meets proxies; "cannot be traced" is an answer here, not an error
-        return None
-
-
-def _pairs(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[Layer, Layer]]:
-    calls: dict[nn.Module, int] = {}
-    # Weights that the graph reads directly would change under their reader when folded into.
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            module = root.get_submodule(node.target)
-            calls[module] = calls.get(module, 0) + 1
-    for node in graph.nodes:
-        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) != 1 or before.target in read:
-            continue
-        layer, norm = root.get_submodule(str(before.target)), root.get_submodule(node.target)
-        matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
-        if matches and calls[layer] == calls[norm] == 1:
-            yield layer, norm
+    for traced in graphs(model):
+        for node in traced.graph.nodes:
+            norm = traced.module(node)
+            before = node.args[0] if norm is not None and node.args else None
+            if not isinstance(before, fx.Node) or len(before.users) != 1:
+                continue
+            layer = traced.module(before)
+            matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
+            # Weights that the graph reads directly would change under their reader when folded into.
+            if matches and traced.called_once(layer) and traced.called_once(norm) and not traced.read_directly(layer):
+                yield layer, norm
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from torch import nn
 
 from ..analysis.inputs import check_model
 from ..nn.base import set_note
-from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, replace
+from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, ignored, replace
 from .algorithms import check_algorithms
 from .calibration import Forward, evaluating, input_shapes, modules_of, run_batches
 from .configs import QuantizationConfig
 from .crossover import Crossover, slower
 from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_batch_norm, fold_pairs, foldable
+from .fuse import fuse as fuse_layers
 from .layers import ConfigMap, choose_layers, float_twin, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
 from .types import Layer
@@ -36,19 +37,25 @@ class Quantizer:
       float that are slower in int8 on this machine (a few milliseconds per kind of layer, on the shapes of ``example_inputs`` if given).
       "table": the same without measuring, by a shipped table, so that the result does not depend on the machine's mood. The note of a
       layer left in float says why
+    - ``fuse``: at ``convert``, take ReLU, GELU and SiLU modules into the layers before them, and let static int8 convolutions hand int8 to
+      the next one; see ``docs/quantization.md``
 
     >>> q = Quantizer(Int8Static(observer="percentile"), ignore=["head"])
     >>> model = q.prepare(model, example_inputs); q.calibrate(model, data); model = q.convert(model)
     """
 
-    def __init__(self, config: Config, *, ignore: Ignore = (), fold_bn: bool = True, crossover: Crossover | None = None) -> None:
+    def __init__(
+        self, config: Config, *, ignore: Ignore = (), fold_bn: bool = True, crossover: Crossover | None = None, fuse: bool = True
+    ) -> None:
         check_config("Quantizer", config)
         self.config = dict(config) if isinstance(config, Mapping) else config
         self.ignore = ignore
         self.fold_bn = fold_bn
         self.crossover = _check_crossover("Quantizer", crossover)
+        self.fuse = fuse
         self._example_inputs: Any = None
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._ignored: list[Any] | None = None
 
     def prepare(self, model: nn.Module, example_inputs: Any = None, *, qat: bool | Qat = False, inplace: bool = False) -> nn.Module:
         """Copy the model, fold BatchNorms and put the simulation onto every layer that will be quantized.
@@ -90,7 +97,7 @@ class Quantizer:
             forbid_fast_path(model, model.get_submodule(name.rpartition(".")[0]))
         for name, reason in kept.items():
             set_note(model.get_submodule(name), reason)
-        self._example_inputs, self._shapes = example_inputs, shapes
+        self._example_inputs, self._shapes, self._ignored = example_inputs, shapes, paths
         return model
 
     def calibrate(
@@ -147,6 +154,9 @@ class Quantizer:
                 if reason is not None:
                     reasons[layer] = reason
                     del made[layer], ready[layer]
+        if self.fuse:
+            names, entries = all_names(model), self.ignore if self._ignored is None else self._ignored
+            model, made = fuse_layers(model, made, lambda module: any(ignored(path, module, entries) for path in names[module]))
         # All new layers exist; nothing below can fail.
         for layer, config in ready.items():
             if config.simulated:
@@ -177,13 +187,15 @@ def quantize(
     algorithms: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
     fold_bn: bool = True,
     crossover: Crossover | None = None,
+    fuse: bool = True,
     forward: Forward | None = None,
     inplace: bool = False,
     progress: bool | None = None,
 ) -> nn.Module:
     """Quantize a trained model and return it; the given model is not touched unless ``inplace``.
 
-    - ``config``, ``ignore``, ``fold_bn``, ``crossover``: see ``Quantizer``; ``example_inputs``, ``inplace``: see ``Quantizer.prepare``
+    - ``config``, ``ignore``, ``fold_bn``, ``crossover``, ``fuse``: see ``Quantizer``
+    - ``example_inputs``, ``inplace``: see ``Quantizer.prepare``
     - ``data``: calibration batches, needed by ``Int8Static`` and by algorithms that look at activations; see ``Quantizer.calibrate``
     - ``algorithms``: names out of ``ALGORITHMS`` or ``(name, options)``, applied in the order in which they make sense: those that change
       the float model first ("cross_layer_equalization", "smoothquant"), then those that choose the rounding ("adaround", "gptq", "hqq"),
@@ -218,7 +230,7 @@ def quantize(
     for step in steps:
         if step.stage == "before":
             step.run(model, data, ignore=entries, inplace=True, **context)
-    quantizer = Quantizer(config, ignore=entries, fold_bn=False, crossover=crossover)
+    quantizer = Quantizer(config, ignore=entries, fold_bn=False, crossover=crossover, fuse=fuse)
     model = quantizer.prepare(model, example_inputs, inplace=True)
     try:
         if data is not None:

@@ -71,15 +71,16 @@ def quantized_layers(model):
 def test_quantized_and_close(name, config, tmp_path):
     model, inputs, layers = make(name)
     expected = run(model, inputs)
-    small = pc.quantize(model, config, data=[inputs] if isinstance(config, pc.Int8Static) else None, example_inputs=inputs)
+    data = [inputs] if isinstance(config, pc.Int8Static) else None
+    small = pc.quantize(model, config, data=data, example_inputs=inputs)
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     takes_convolutions = not isinstance(config, pc.Int4WeightOnly) and config != pc.Int8Dynamic(symmetric=False)
     assert len(quantized_layers(small)) == layers - (0 if takes_convolutions else convolutions)
     got = run(small, inputs)
     if isinstance(config, (pc.Int4WeightOnly, pc.Int8WeightOnly)):  # only rounds weights: the float model with them is the same
-        dense = copy.deepcopy(small)
-        for path, layer in small.named_modules():
-            if layer in quantized_layers(small):
+        dense = pc.quantize(model, config, example_inputs=inputs, fuse=False)
+        for path, layer in list(dense.named_modules()):
+            if layer in quantized_layers(dense):
                 dense.set_submodule(path, layer.to_dense())
         assert relative_error(got, run(dense, inputs)) < 1e-4
     if not isinstance(config, pc.Int4WeightOnly):

@@ -529,11 +529,14 @@ def test_torch_op(kernel):
         torch.library.opcheck(conv._pack_op, (weight, geometry, kernel))
         packed = conv.pack_weight(weight, geometry, kernel)
         torch.library.opcheck(conv._unpack_op, (packed, x.shape[1], geometry, kernel))
-        plain = (geometry, None, None, torch.float32, None, None, None, None, "relu", kernel)
-        chain = (geometry, 0.02, 3, torch.int8, 0.5, -1, None, None, "none", kernel)
+        plain = (geometry, None, None, torch.float32, None, None, None, None, False, "relu", kernel)
+        chain = (geometry, 0.02, 3, torch.int8, 0.5, -1, None, None, False, "none", kernel)
         for value in (x, x.to(memory_format=torch.channels_last), x[..., 1:]):
             for arguments in (plain, chain):
                 torch.library.opcheck(conv._op, (value, packed, scale, scale, None, *arguments))
+        last = (geometry, 0.02, 3, torch.float32, None, None, None, None, True, "none", kernel)
+        q = x.to(torch.int8).to(memory_format=torch.channels_last)
+        torch.library.opcheck(conv._op, (q, packed, scale, scale, None, *last))
 
 
 def test_compile():

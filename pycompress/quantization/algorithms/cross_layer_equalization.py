@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
-from ..fold import trace
 from ..scheme import check_int
+from ..tracing import trace
 from ..types import Layer
 from .base import algorithm
 

@@ -1,0 +1,139 @@
+"""Fusion at convert: activations into the layers before them, and convolutions that hand int8 to the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..nn.int8_conv2d import Int8Conv2d
+from ..nn.relu_unless_int8 import ReLUUnlessInt8
+from ..nn.surgery import replace
+from ..ops.affine import quantize_affine
+from .tracing import Traced, graphs
+from .types import Layer
+
+
+@dataclass
+class _Chain:
+    """What can be fused behind one layer."""
+
+    activation: str = "none"
+    called: nn.Module | None = None
+    """The activation module, which has nothing left to do."""
+    out_scale: float | None = None
+    out_zero_point: int | None = None
+
+
+def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> tuple[nn.Module, dict[Layer, nn.Module]]:
+    """Fuse into the new layers what follows the prepared ones in ``model``. Returns the model and the layers to put in their places.
+
+    - nn.ReLU, nn.GELU (exact) and nn.SiLU behind a layer whose result it alone reads become the layer's ``activation``; an
+      ``nn.Identity`` takes the module's place
+    - an ``Int8Conv2d`` whose result, after such an activation, only static int8 convolutions with one common scale read, gives them int8
+      on that scale. The integers are those that they would have made of the float result, so nothing changes but the traffic
+
+    ``made``: prepared layer -> new layer. ``keep(module)``: activations to leave alone. Pairs are found as ``fold_batch_norm`` finds
+    its; activations called as functions, ``F.relu(x)``, are not seen.
+    """
+    replaced: dict[nn.Module, nn.Module] = {}
+    fused = dict(made)
+    for traced in graphs(model):
+        for node in traced.graph.nodes:
+            layer = traced.module(node)
+            if layer not in made or not traced.called_once(layer):
+                continue
+            chain = _behind(traced, node, made, keep)
+            if chain is None:
+                continue
+            new = fused[layer]
+            if chain.out_scale is not None:
+                assert isinstance(new, Int8Conv2d)
+                new = new.with_int8_output(chain.out_scale, chain.out_zero_point)
+            new.activation = chain.activation
+            fused[layer] = new
+            if chain.called is not None:
+                once = traced.called_once(chain.called)
+                replaced[chain.called] = nn.Identity() if once else ReLUUnlessInt8(chain.called.inplace)
+    for old, new in replaced.items():
+        model = replace(model, old, new)
+    return model, fused
+
+
+def activation_of(module: nn.Module | None) -> str | None:
+    """The name by which the layers know this activation, None for others and for modules that are no activations.
+
+    >>> activation_of(nn.GELU())
+    'gelu'
+    """
+    kind = type(module)
+    if kind is nn.ReLU:
+        return "relu"
+    if kind is nn.SiLU:
+        return "silu"
+    if kind is nn.GELU:
+        return "gelu" if module.approximate == "none" else None  # type: ignore[union-attr]
+    if kind.__module__ == "transformers.activations":  # told by name, so that transformers need not be installed
+        if kind.__name__ == "SiLUActivation":
+            return "silu"
+        if kind.__name__ == "GELUActivation" and getattr(module, "act", None) is F.gelu:
+            return "gelu"
+    return None
+
+
+def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> _Chain | None:
+    new = made[traced.module(node)]
+    if getattr(new, "activation", None) != "none":
+        return None
+    last, called = _through_identities(traced, node), None
+    reader = _only_reader(last)
+    if reader is not None and _may_go(traced.module(reader), keep):
+        called, last = traced.module(reader), _through_identities(traced, reader)
+    once = called is None or traced.called_once(called)
+    target = _int8_target(traced, last, made) if isinstance(new, Int8Conv2d) and (once or type(called) is nn.ReLU) else None
+    if type(called) is nn.ReLU6:
+        # ReLU and the clipping of the integers are a ReLU6 where the largest integer stands for 6 or less.
+        return _Chain("relu", called, *target) if target is not None and _saturates_at(6.0, *target) else None
+    activation = activation_of(called) or "none"
+    if target is not None:
+        return _Chain(activation, called, *target)
+    return _Chain(activation, called) if called is not None and once else None
+
+
+def _may_go(module: nn.Module | None, keep: Callable[[nn.Module], bool]) -> bool:
+    """Whether this is an activation that a layer can take over."""
+    if module is None or (activation_of(module) is None and type(module) is not nn.ReLU6) or keep(module):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    reader = next(iter(node.users), None)
+    return reader if len(node.users) == 1 and reader is not None and reader.args == (node,) and not reader.kwargs else None
+
+
+def _through_identities(traced: Traced, node: fx.Node) -> fx.Node:
+    """The last of the nodes behind this one that hold the same tensor for one reader each."""
+    while (reader := _only_reader(node)) is not None and type(traced.module(reader)) is nn.Identity:
+        node = reader
+    return node
+
+
+def _int8_target(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module]) -> tuple[float, int | None] | None:
+    """Scale and zero point on which all readers of a node quantize it, None if they do not agree or one of them reads floats."""
+    targets = set()
+    for reader in node.users:
+        layer = traced.module(reader)
+        new = made.get(layer) if layer is not None else None
+        if not isinstance(new, Int8Conv2d) or not new.static or reader.args != (node,) or layer.weight.dtype != torch.float32:
+            return None
+        targets.add((new._x_scale, new._x_zero_point))
+    return targets.pop() if len(targets) == 1 else None
+
+
+def _saturates_at(limit: float, scale: float, zero_point: int | None) -> bool:
+    """Whether everything from ``limit`` on is the largest integer, so that rounding to int8 clips there, too."""
+    return int(quantize_affine(torch.tensor(limit), torch.tensor(scale), zero_point or 0, -128, 127)) == 127
