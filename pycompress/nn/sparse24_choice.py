@@ -1,4 +1,4 @@
-"""Whether a 2:4 layer gains from the sparse kernels on this machine: measured, not assumed."""
+"""Whether a 2:4 or 1:4 layer gains from the sparse kernels on this machine: measured, not assumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sparse24_or_dense(layer: nn.Module, pattern: str = "2:4") -> Sparse24Linear 
     None leaves a note with the reason on the layer, which ``pycompress.report`` shows. A subclass of these and other layer types stay
     as they are. To force the packed layer, call ``Sparse24Linear.from_float`` or ``Sparse24Conv2d.from_float``.
     """
-    reason = _obstacle(layer) or _loss(layer, int8=False)
+    reason = _obstacle(layer) or _loss(layer, pattern, int8=False)
     if reason is not None:
         set_note(layer, f"{pattern} zeros stay in a dense weight: {reason}")
         return None
@@ -63,7 +63,7 @@ def int8_sparse24_or_reason(
         return None
     if asymmetric or x_zero_point is not None:
         return f"{pattern} zeros run on the dense kernel: the sparse one has no zero point, ask for symmetric activations"
-    reason = _unsupported(layer) or _loss(layer, int8=True)
+    reason = _unsupported(layer) or _loss(layer, pattern, int8=True)
     if reason is not None:
         return f"{pattern} zeros run on the dense kernel: {reason}"
     kind: Any = Int8Sparse24Linear if isinstance(layer, nn.Linear) else Int8Sparse24Conv2d
@@ -111,7 +111,7 @@ def _unsupported(layer: nn.Module) -> str | None:
     return None
 
 
-def _loss(layer: Any, int8: bool) -> str | None:
+def _loss(layer: Any, pattern: str, int8: bool) -> str | None:
     """Why the sparse kernels do not gain on this layer, or None if they do."""
     if layer.weight.device.type != "cpu":
         return f"no native kernel for {layer.weight.device.type} tensors"
@@ -125,24 +125,24 @@ def _loss(layer: Any, int8: bool) -> str | None:
     if layer.weight.numel() < SMALLEST:
         return f"{sizes} is too small to gain"
     if isinstance(layer, nn.Linear):
-        ratio = gain(layer.in_features, layer.out_features, threads, int8)
+        ratio = gain(layer.in_features, layer.out_features, threads, int8, pattern)
     else:
         geometry = (layer.kernel_size, layer.stride, explicit_padding(layer), layer.dilation)
-        ratio = conv_gain(layer.in_channels, layer.out_channels, *geometry, threads, int8)
+        ratio = conv_gain(layer.in_channels, layer.out_channels, *geometry, threads, int8, pattern)
     if ratio < 1.0:
         return f"the sparse kernel runs at {ratio:.2f}x of the dense layer's speed here"
     return None
 
 
 @cache
-def gain(in_features: int, out_features: int, threads: int, int8: bool = False) -> float:
+def gain(in_features: int, out_features: int, threads: int, int8: bool = False, pattern: str = "2:4") -> float:
     """Speed of ``Sparse24Linear`` over ``nn.Linear`` of this shape (of ``Int8Sparse24Linear`` over ``Int8Linear``): geometric mean over
     ``ROWS``. Measured once per process."""
     with torch.random.fork_rng(devices=[]):
         dense: nn.Module = nn.Linear(in_features, out_features)
         if int8:
             dense = Int8Linear.from_float(dense)
-        sparse = (Int8Sparse24Linear if int8 else Sparse24Linear)(in_features, out_features)
+        sparse = (Int8Sparse24Linear if int8 else Sparse24Linear)(in_features, out_features, pattern=pattern)
         return speed_up(dense, sparse, [torch.randn(rows, in_features) for rows in ROWS])
 
 
@@ -156,6 +156,7 @@ def conv_gain(
     dilation: tuple[int, int],
     threads: int,
     int8: bool = False,
+    pattern: str = "2:4",
 ) -> float:
     """Speed of ``Sparse24Conv2d`` over ``nn.Conv2d`` (of ``Int8Sparse24Conv2d`` over ``Int8Conv2d``) on one square image."""
     with torch.random.fork_rng(devices=[]):
@@ -163,6 +164,6 @@ def conv_gain(
         dense: nn.Module = nn.Conv2d(*geometry)
         if int8:
             dense = Int8Conv2d.from_float(dense)
-        sparse = (Int8Sparse24Conv2d if int8 else Sparse24Conv2d)(*geometry)
+        sparse = (Int8Sparse24Conv2d if int8 else Sparse24Conv2d)(*geometry, pattern=pattern)
         size = [max(IMAGE, dilation[i] * (kernel_size[i] - 1) + 1) for i in range(2)]
         return speed_up(dense, sparse, [torch.randn(1, in_channels, *size)])

@@ -524,3 +524,14 @@ def test_replace_keeps_working_on_a_loaded_model(path):
     loaded = load(path, Net())
     replace(loaded, loaded.fc, Int8Linear.from_float(loaded.fc))
     assert loaded(X).shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", ["Sparse24Linear", "Int8Sparse24Linear", "Sparse24Conv2d", "Int8Sparse24Conv2d"])
+def test_layers_with_one_of_four_weights_make_the_round_trip(name, path):
+    float_layer = nn.Conv2d(4, 8, 3, padding=1) if name.endswith("Conv2d") else nn.Linear(36, 12)
+    with torch.no_grad():
+        float_layer.weight.view(float_layer.weight.shape[0], -1, 4)[:, :, [0, 1, 3]] = 0
+    layer = LAYERS[name].from_float(float_layer, pattern="1:4")
+    x = torch.randn(2, 4, 7, 7) if name.endswith("Conv2d") else torch.randn(5, 36)
+    loaded = check(nn.Sequential(layer), nn.Sequential(float_layer), path, x)
+    assert loaded[0].pattern == "1:4"

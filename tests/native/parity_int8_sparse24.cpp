@@ -79,6 +79,10 @@ void run() {
   for (const Kernel* kernel : list) {
     if (kernel == &scalar) continue;
     const auto check = [&](const Case& c) { parity::fresh([&] { compare(*kernel, scalar, c); }); };
+    Kernel without = *kernel;  // 1:4 falls back to 2:4
+    without.one = {};
+    parity::expect(packed_bytes(without, 9, 70, 1) == packed_bytes(*kernel, 9, 70, 2), "1:4 without a path is not packed as 2:4");
+    for (int64_t k : {31, 66}) parity::fresh([&] { compare(without, scalar, {13, 33, k, 1}); });
     for (const auto& s : shapes)
       for (int kept : {1, 2})
         for (bool dynamic : {false, true}) check({s[0], s[1], s[2], kept, dynamic});

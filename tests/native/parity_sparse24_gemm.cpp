@@ -78,6 +78,10 @@ void run() {
                                {33, 15, 66}, {64, 16, 128}, {65, 40, 37}, {130, 130, 70}, {3, 200, 515}, {0, 3, 4},   {3, 0, 4}};
   for (const Kernel* kernel : list) {
     if (kernel == &scalar) continue;
+    Kernel without = *kernel;  // 1:4 falls back to 2:4
+    without.one = {};
+    parity::expect(packed_bytes(without, 9, 70, 1) == packed_bytes(*kernel, 9, 70, 2), "1:4 without a path is not packed as 2:4");
+    for (int64_t m : {5, 70}) parity::fresh([&] { compare(without, scalar, m, 33, 66, 1, DType::f32, Activation::none); });
     for (const auto& s : shapes)
       for (int kept : {1, 2})
         for (DType dtype : {DType::f32, DType::bf16, DType::f16})

@@ -6,8 +6,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pycompress.nn import Sparse24Linear, sparse24_choice
 from pycompress.nn.base import get_note
-from pycompress.nn.sparse24_choice import conv_gain, gain, sparse24_or_dense
-from pycompress.ops import sparse24_mask
+from pycompress.nn.sparse24_choice import conv_gain, gain, int8_sparse24_or_reason, sparse24_or_dense
+from pycompress.ops import quantize_weight, sparse24_mask
 from pycompress.pruning import Pruner
 
 needs_native = pytest.mark.skipif(not native_kernels("sparse24_linear"), reason="no native kernel")
@@ -57,15 +57,30 @@ def test_reasons(layer, text):
 
 
 @needs_native
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
 @pytest.mark.parametrize("int8", [False, True])
-def test_measuring_leaves_the_random_numbers_alone(int8):
+def test_measuring_leaves_the_random_numbers_alone(int8, pattern):
     gain.cache_clear()
     torch.manual_seed(3)
     expected = torch.randn(1)
     torch.manual_seed(3)
-    assert gain(64, 64, 1, int8) > 0
-    assert conv_gain(8, 8, (3, 3), (1, 1), (0, 0), (20, 20), 1, int8) > 0  # wider than the usual image
+    assert gain(64, 64, 1, int8, pattern) > 0
+    assert conv_gain(8, 8, (3, 3), (1, 1), (0, 0), (20, 20), 1, int8, pattern) > 0  # wider than the usual image
     assert torch.equal(torch.randn(1), expected)
+
+
+@needs_native
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_what_is_measured_has_the_pattern(monkeypatch, pattern):
+    asked = []
+    monkeypatch.setattr(sparse24_choice, "gain", lambda *arguments: asked.append(arguments) or 1.7)
+    linear = nn.Linear(160, 128)
+    with torch.no_grad():
+        linear.weight.mul_(sparse24_mask(linear.weight.abs(), "1:4"))
+    assert sparse24_or_dense(linear, pattern).pattern == pattern
+    weight, scale = quantize_weight(linear.weight)
+    assert int8_sparse24_or_reason(linear, weight, scale).pattern == "1:4"
+    assert [(int8, nm) for *_, int8, nm in asked] == [(False, pattern), (True, "1:4")]
 
 
 @needs_native

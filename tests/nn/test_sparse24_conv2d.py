@@ -18,29 +18,29 @@ GEOMETRIES = [
 ]
 
 
-def sparse_conv(c=5, o=19, bias=True, **geometry):
+def sparse_conv(c=5, o=19, bias=True, pattern="2:4", **geometry):
     conv = nn.Conv2d(c, o, bias=bias, **geometry)
     with torch.no_grad():
-        conv.weight.mul_(sparse24_mask(conv.weight.flatten(1).abs()).view_as(conv.weight))
+        conv.weight.mul_(sparse24_mask(conv.weight.flatten(1).abs(), pattern).view_as(conv.weight))
     return conv
 
 
 @pytest.mark.parametrize("kernel", all_kernels("sparse24_linear"))
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("activation", [None, "relu"])
-def test_equals_conv2d(activation, geometry, kernel):
+@pytest.mark.parametrize(("activation", "pattern"), [(None, "2:4"), ("relu", "2:4"), ("relu", "1:4")])
+def test_equals_conv2d(activation, pattern, geometry, kernel):
     for size in ((9, 8), (7, 23)):  # 49 to 184 positions: around the tile of 64
-        conv, x = sparse_conv(**geometry), torch.randn(2, 5, *size)
-        values, indices = sparse24_compress(conv.weight.detach().flatten(1))
-        y = sparse24_conv2d(x, values, indices, conv.bias.detach(), activation=activation, kernel=kernel, **geometry)
+        conv, x = sparse_conv(pattern=pattern, **geometry), torch.randn(2, 5, *size)
+        values, indices = sparse24_compress(conv.weight.detach().flatten(1), pattern=pattern)
+        y = sparse24_conv2d(x, values, indices, conv.bias.detach(), pattern=pattern, activation=activation, kernel=kernel, **geometry)
         expected = conv(x)
         torch.testing.assert_close(y, F.relu(expected) if activation else expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_layer_equals_the_conv_it_came_from(bias):
-    conv, x = sparse_conv(bias=bias, kernel_size=3, padding="same"), torch.randn(2, 5, 9, 9)
-    layer = Sparse24Conv2d.from_float(conv)
+@pytest.mark.parametrize(("bias", "pattern"), [(True, "2:4"), (False, "2:4"), (True, "1:4")])
+def test_layer_equals_the_conv_it_came_from(bias, pattern):
+    conv, x = sparse_conv(bias=bias, pattern=pattern, kernel_size=3, padding="same"), torch.randn(2, 5, 9, 9)
+    layer = Sparse24Conv2d.from_float(conv, pattern=pattern)
     torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-5)
     assert torch.equal(layer.weight, conv.weight)
     assert torch.equal(layer.to_dense().weight, conv.weight)

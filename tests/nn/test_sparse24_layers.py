@@ -4,9 +4,11 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from support.sparse24 import OWN_1_4
 from torch import nn
 from torch.nn.utils import parametrize
 
+import pycompress
 from pycompress.nn import LAYERS, Int8Sparse24Linear, Sparse24Linear
 from pycompress.ops import int8_sparse24_linear_reference, native, quantize_weight, sparse24_mask, sparse24_to_dense
 
@@ -81,13 +83,14 @@ def test_int8_on_top_of_sparse():
     assert layer.activation == "relu"
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_state_dict_is_canonical_and_round_trips(cls):
-    layer = cls.from_float(sparse_linear(), activation="gelu")
+def test_state_dict_is_canonical_and_round_trips(cls, pattern):
+    layer = cls.from_float(sparse_linear(pattern=pattern), pattern=pattern, activation="gelu")
     state = layer.state_dict()
     assert {"values", "indices", "bias"} <= set(state)
     assert "packed" not in state
-    assert sparse24_to_dense(state["values"], state["indices"], 37).shape == (21, 37)
+    assert sparse24_to_dense(state["values"], state["indices"], 37, pattern=pattern).shape == (21, 37)
     twin = LAYERS[cls.__name__].from_config(layer.config())
     twin.load_state_dict(state)
     x = torch.randn(6, 37)
@@ -146,6 +149,17 @@ def test_counts_and_sizes():
     layer = Int8Sparse24Linear.from_float(linear)
     assert layer.num_bytes() <= 0.63 * 64 * 1024 + 2 * 64 * 4
     assert "2:4 int8 dynamic" in repr(layer)
+
+
+@pytest.mark.parametrize(("cls", "share"), [(Sparse24Linear, 0.27), (Int8Sparse24Linear, 0.33)])
+def test_a_quarter_of_the_weights_takes_half_the_bytes_of_2_4(cls, share):
+    layer = cls.from_float(sparse_linear(1024, 64, False, "1:4"), pattern="1:4")
+    item = layer.values_dtype.itemsize
+    assert layer.num_params() == 64 * 256
+    assert layer.num_bytes() - (64 * 4 if cls is Int8Sparse24Linear else 0) <= share * 64 * 1024 * item
+    if layer.kernel in OWN_1_4:
+        assert layer.packed.numel() <= share * 64 * 1024 * item
+    assert pycompress.report(nn.Sequential(layer), torch.randn(2, 1024), measure=False).layers[0].bytes == layer.num_bytes()
 
 
 @pytest.mark.parametrize("cls", CLASSES)

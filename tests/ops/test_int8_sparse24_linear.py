@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guard import guarded, linux_only
 from support.kernels import all_kernels, native_kernels
-from support.sparse24 import EMPTY, SHAPES, sparse_int8
+from support.sparse24 import EMPTY, OWN_1_4, SHAPES, sparse_int8
 
 from pycompress.ops import int8_linear, int8_sparse24_linear, int8_sparse24_linear_reference, native, quantize_affine, sparse24_compress
 from pycompress.ops.sparse24_packing import pack_sparse24, unpack_sparse24
@@ -21,14 +21,15 @@ def ones(n):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_equals_the_reference_to_the_bit(kernel):
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_equals_the_reference_to_the_bit(pattern, kernel):
     """Without a bias the epilogue is one rounding of an exact integer times an exact product, so every bit must agree."""
     for m, n, k in SHAPES:
-        _, values, indices = sparse_int8(n, k)
+        _, values, indices = sparse_int8(n, k, pattern)
         x, scale = torch.randn(m, k), torch.rand(n) + 0.1
-        expected = int8_sparse24_linear_reference(x, values, indices, scale)
+        expected = int8_sparse24_linear_reference(x, values, indices, scale, pattern=pattern)
         assert expected.abs().max() > 0
-        assert torch.equal(int8_sparse24_linear(x, values, indices, scale, kernel=kernel), expected), (m, n, k)
+        assert torch.equal(int8_sparse24_linear(x, values, indices, scale, pattern=pattern, kernel=kernel), expected), (m, n, k)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -64,16 +65,32 @@ def test_extremes_neither_saturate_nor_overflow(m, sign, weight, k, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_extremes_of_1_4(sign, weight, kernel):
+    for m, k in ((1, 4), (9, 64), (17, 4100), (3, 131068)):
+        dense = torch.zeros(9, k, dtype=torch.int8)
+        dense.view(9, -1, 4)[..., 2] = weight
+        compressed = sparse24_compress(dense, pattern="1:4")
+        y = int8_sparse24_linear(torch.full((m, k), sign), *compressed, ones(9), x_scale=1 / 127, pattern="1:4", kernel=kernel)
+        exact = torch.tensor(float(weight * 127 * sign) * (k // 4), dtype=torch.float64)
+        assert torch.equal(y, (exact.float() * torch.tensor(1 / 127)).expand(m, 9))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
 @pytest.mark.parametrize("static", [True, False])
-def test_integers_are_exact(static, kernel):
+def test_integers_are_exact(static, pattern, kernel):
     """With scales that are powers of two the epilogue is exact, so the integers inside show in the output."""
-    dense, values, indices = sparse_int8(33, 71)
+    dense, values, indices = sparse_int8(33, 71, pattern)
     x = (torch.randn(19, 71) * 2).clamp(-127 * 2.0**-5, 127 * 2.0**-5)
     x[:, 3] = 127 * 2.0**-5  # the largest value of each row: the dynamic scale becomes 2**-5 exactly
     q = quantize_affine(x, torch.tensor(2.0**-5))
     expected = (q.long() @ dense.long().T).float() * 2.0**-7
     scale = torch.full((33,), 2.0**-2)
-    assert torch.equal(int8_sparse24_linear(x, values, indices, scale, x_scale=2.0**-5 if static else None, kernel=kernel), expected)
+    x_scale = 2.0**-5 if static else None
+    y = int8_sparse24_linear(x, values, indices, scale, x_scale=x_scale, pattern=pattern, kernel=kernel)
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -148,13 +165,14 @@ def test_leading_dimensions_and_strides(kernel):
 @linux_only
 @pytest.mark.parametrize("kernel", native_kernels(OP))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stays_inside_its_buffers(dtype, kernel):
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_stays_inside_its_buffers(pattern, dtype, kernel):
     for m, n, k in ((1, 1, 1), (7, 17, 63), (13, 65, 31), (33, 24, 130)):
-        _, values, indices = sparse_int8(n, k)
+        _, values, indices = sparse_int8(n, k, pattern)
         x, scale, bias = torch.randn(m, k).to(dtype), torch.rand(n) + 0.1, torch.randn(n)
-        expected = int8_sparse24_linear(x, values, indices, scale, bias, kernel=kernel)
+        expected = int8_sparse24_linear(x, values, indices, scale, bias, pattern=pattern, kernel=kernel)
         parts = [guarded(t) for t in (x, values, indices, scale, bias)]
-        assert torch.equal(int8_sparse24_linear(*parts, kernel=kernel), expected)
+        assert torch.equal(int8_sparse24_linear(*parts, pattern=pattern, kernel=kernel), expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -166,7 +184,7 @@ def test_packing_loses_nothing_and_stays_small(pattern, kernel):
         v, i = unpack_sparse24(packed, n, k, pattern, torch.int8, kernel)
         assert torch.equal(v, values)
         assert torch.equal(i, indices)
-    assert packed.numel() <= 0.63 * 128 * 1024
+    assert packed.numel() <= {"2:4": 0.63, "1:4": 0.32 if kernel in OWN_1_4 else 0.63}[pattern] * 128 * 1024
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

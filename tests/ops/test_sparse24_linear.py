@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guard import guarded, linux_only
 from support.kernels import all_kernels, native_kernels
-from support.sparse24 import EMPTY, SHAPES, sparse_float
+from support.sparse24 import EMPTY, OWN_1_4, SHAPES, sparse_float
 
 from pycompress.ops import native, sparse24_linear
 from pycompress.ops.sparse24_packing import pack_sparse24, unpack_sparse24
@@ -38,13 +38,15 @@ def test_equals_the_dense_product(with_bias, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_integers_come_out_exact(kernel):
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_integers_come_out_exact(pattern, kernel):
     """Small integers: every sum is exact in float32, in any order, so a wrong index shows as a wrong bit."""
     for m, n, k in SHAPES:
-        dense, values, indices = sparse_float(n, k)
+        dense, values, indices = sparse_float(n, k, pattern)
         dense, values = (dense * 8).round(), (values * 8).round()
         x = torch.randint(-9, 10, (m, k)).float()
-        assert torch.equal(sparse24_linear(x, values, indices, kernel=kernel), (x.double() @ dense.double().T).float()), (m, n, k)
+        y = sparse24_linear(x, values, indices, pattern=pattern, kernel=kernel)
+        assert torch.equal(y, (x.double() @ dense.double().T).float()), (m, n, k)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -74,11 +76,12 @@ def test_empty_dimensions(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype, kernel):
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_half_precision(pattern, dtype, kernel):
     for m, n, k in ((3, 21, 70), (37, 40, 70), (64, 130, 36), (70, 9, 5)):
-        dense, values, indices = sparse_float(n, k)
+        dense, values, indices = sparse_float(n, k, pattern)
         x, bias = torch.randn(m, k).to(dtype), torch.randn(n)
-        assert_close(sparse24_linear(x, values, indices, bias, kernel=kernel), x, dense, bias, dtype)
+        assert_close(sparse24_linear(x, values, indices, bias, pattern=pattern, kernel=kernel), x, dense, bias, dtype)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -122,12 +125,14 @@ def test_leading_dimensions_and_strides(kernel):
 @linux_only
 @pytest.mark.parametrize("kernel", native_kernels(OP))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stays_inside_its_buffers(dtype, kernel):
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_stays_inside_its_buffers(pattern, dtype, kernel):
     for m, n, k in ((1, 1, 1), (7, 17, 63), (33, 65, 31), (65, 24, 130), (111, 9, 70)):
-        _, values, indices = sparse_float(n, k)
+        _, values, indices = sparse_float(n, k, pattern)
         x, bias = torch.randn(m, k).to(dtype), torch.randn(n)
-        expected = sparse24_linear(x, values, indices, bias, kernel=kernel)
-        assert torch.equal(sparse24_linear(*(guarded(t) for t in (x, values, indices, bias)), kernel=kernel), expected)
+        expected = sparse24_linear(x, values, indices, bias, pattern=pattern, kernel=kernel)
+        parts = [guarded(t) for t in (x, values, indices, bias)]
+        assert torch.equal(sparse24_linear(*parts, pattern=pattern, kernel=kernel), expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -139,7 +144,7 @@ def test_packing_loses_nothing_and_stays_small(pattern, kernel):
         v, i = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
         assert torch.equal(v, values)
         assert torch.equal(i, indices)
-    assert packed.numel() <= 0.57 * 128 * 1024 * 4
+    assert packed.numel() <= {"2:4": 0.57, "1:4": 0.29 if kernel in OWN_1_4 else 0.57}[pattern] * 128 * 1024 * 4
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -160,11 +165,11 @@ def test_threads_change_nothing(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-def test_gradient(activation, kernel):
-    dense, values, indices = sparse_float(20, 34)
+@pytest.mark.parametrize(("activation", "pattern"), [(None, "2:4"), ("relu", "1:4"), ("gelu", "2:4"), (None, "1:4")])
+def test_gradient(activation, pattern, kernel):
+    dense, values, indices = sparse_float(20, 34, pattern)
     x, bias, grad = torch.randn(40, 34, requires_grad=True), torch.randn(20), torch.randn(40, 20)
-    sparse24_linear(x, values, indices, bias, activation=activation, kernel=kernel).backward(grad)
+    sparse24_linear(x, values, indices, bias, pattern=pattern, activation=activation, kernel=kernel).backward(grad)
     twin = x.detach().clone().requires_grad_()
     y = F.linear(twin, dense, bias)
     (getattr(F, activation)(y) if activation else y).backward(grad)
@@ -211,3 +216,6 @@ def test_torch_sees_one_op():
     for kernel in KERNELS:
         packed = pack_sparse24(values, indices, 36, "2:4", kernel)
         torch.library.opcheck(torch.ops.pycompress.sparse24_linear.default, (x, packed, bias, 8, 36, "2:4", "none", kernel))
+    _, values, indices = sparse_float(8, 36, "1:4")
+    compiled = torch.compile(sparse24_linear, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, values, indices, pattern="1:4"), sparse24_linear(x, values, indices, pattern="1:4"))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pycompress.ops import sparse24_compress, sparse24_mask
 
-# One below, at and above every border: tile heights 1..16, panels of 8 and 16 outputs, blocks of 32 k, windows of 64 k, column tiles
+# One below, at and above every border: tile heights 1..16, panels of 8 and 16 outputs, blocks of 32 and 64 k, windows of 64 k, column tiles
 # of 16, 32 and 64 rows, blocks of 1024 k; plus primes and K that are no multiple of 4.
 SHAPES = [
     *((m, 17, 69) for m in (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33)),
@@ -22,6 +22,8 @@ SHAPES = [
     (40, 20, 1100),
     (9, 40, 2080),
 ]
+OWN_1_4 = {"avx512_vbmi", "avx512_vnni", "avx512", "avx2", "scalar", "reference"}
+"""Kernels that keep 1:4 weights as such; the others hold them as 2:4, with zeros."""
 EMPTY = [(0, 3, 4), (3, 0, 4), (3, 4, 0), (70, 4, 0), (0, 0, 0)]
 
 
