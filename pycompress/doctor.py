@@ -51,6 +51,7 @@ def facts() -> dict[str, Any]:
         "machine": {"system": f"{platform.system()} {platform.release()}", "arch": platform.machine(), "cpu": _cpu_name()},
         "native": native,
         "kernels": _kernels() if native["usable"] else {},
+        "not_on_hardware": NOT_ON_HARDWARE,
         "cuda": _cuda() if native["usable"] else None,
         "threads": _threads(native["loaded"]),
         "environment": {name: os.environ[name] for name in _SWITCHES if name in os.environ},
@@ -102,6 +103,14 @@ def _kernels() -> dict[str, dict[str, Any]]:
 CUDA_OPS = ("int8_matmul", "int8_linear", "int8_sparse24_linear", "sparse24_linear", "kd_loss", "linear_kd_loss")
 CUDA_STATE = "compiled and emulated, not yet run on a GPU"
 """What the CUDA kernels have been through; docs/cuda.md says more."""
+
+NOT_ON_HARDWARE = {
+    "neon": "tested under an emulator, not yet run on an ARM CPU",
+    "neon_dotprod": "tested under an emulator, not yet run on an ARM CPU",
+    "neon_i8mm": "tested under an emulator, not yet run on an ARM CPU",
+    "avx_vnni": "compiled; its source is tested as avx512_vnni256, this encoding has not been executed",
+}
+"""Kernels that no real CPU has run in the project's tests yet; docs/kernels.md says more."""
 
 
 def _cuda() -> dict[str, Any]:
@@ -204,6 +213,11 @@ def as_text(report: dict[str, Any]) -> str:
     for op, entry in report["kernels"].items():
         reason = f"   <- {entry['fallback_reason']}" if entry["fallback_reason"] else ""
         lines.append(f"  {op:<{width}}{', '.join(entry['kernels'])}{reason}")
+    usable = {kernel for entry in report["kernels"].values() for kernel in entry["kernels"]}
+    for state in dict.fromkeys(report["not_on_hardware"].values()):
+        names = [name for name, known in report["not_on_hardware"].items() if known == state and name in usable]
+        if names:
+            lines.append(f"  {', '.join(names)}: {state}")
 
     lines += ["", "packages"]
     for extra, packages in report["packages"].items():

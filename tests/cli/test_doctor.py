@@ -55,6 +55,14 @@ def test_text_names_the_first_kernel_and_the_reason_of_a_fallback() -> None:
         assert native.module.__file__ in text
 
 
+def test_kernels_that_no_cpu_has_run_are_named() -> None:
+    facts = doctor.facts()
+    facts["kernels"] = {"int8_matmul": {"kernels": ["neon_i8mm", "neon", "scalar"], "fallback_reason": None}}
+    assert "  neon, neon_i8mm: tested under an emulator, not yet run on an ARM CPU\n" in doctor.as_text(facts)
+    facts["kernels"]["int8_matmul"]["kernels"] = ["avx2", "scalar"]
+    assert "emulator, not yet" not in doctor.as_text(facts).split("packages")[0].split("kernels (best first")[1]
+
+
 def test_cuda_kernels_are_listed_with_what_they_have_been_through(monkeypatch):
     from pycompress.ops.cuda import extension
 
