@@ -1,8 +1,9 @@
 // One input and one output channel per group. Quantised values are whole numbers in float32: their products are below 2^15 and
 // a sum of up to 513 of them below 2^24, so fma adds them exactly, and float vectors hold as many numbers as int32 ones.
 //
-// NCHW: one plane at a time, pixels in the lanes; for a stride the rows are split into phases, so that loads stay contiguous.
 // channels_last: rows of pixels, channels in the lanes.
+// NCHW: the same after transposing bytes, as for the GEMM, or, of few channels, one plane at a time, pixels in the lanes; for a stride
+// the rows are split into phases, so that loads stay contiguous.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,7 +14,8 @@
 namespace pycompress::int8_conv2d {
 namespace {
 
-constexpr int64_t kRowBytes = 128 * 1024;  // float rows of one block
+constexpr int64_t kRowBytes = 128 * 1024;    // float rows of one block
+constexpr int64_t kTransposedChannels = 16;  // of planes, from which on transposing pays (8: 84 us by planes, 100 by pixels)
 
 struct Depthwise {
   const Kernel& kernel;
@@ -44,8 +46,7 @@ struct Depthwise {
   // `count` elements from x on as whole numbers q - zero_point.
   void load(const char* x, int64_t count, const Image& image, float* dst, std::atomic<bool>* poisoned) const {
     if (a.x_type == Element::i8) {
-      const int zero_point = a.x_zero_point;
-      for (int64_t i = 0; i < count; ++i) dst[i] = static_cast<float>(reinterpret_cast<const int8_t*>(x)[i] - zero_point);
+      kernel.center_i8(x, count, a.x_zero_point, dst);
       return;
     }
     const float* f = reinterpret_cast<const float*>(x);
@@ -100,6 +101,36 @@ struct Depthwise {
     });
   }
 
+  // Input rows [h0, h0 + height) of image n as whole numbers, padding included.
+  void load_pixels(int64_t n, int64_t h0, int64_t height, const Image& image, float* band, std::atomic<bool>* poisoned) const {
+    const int64_t row = cols * s.c;
+    if (!a.x_channels_last) {
+      static thread_local Scratch operand_memory;
+      const Gemm& gemm = *kernel.gemm;
+      const int64_t stride = s.c * gemm.a_size, bytes = Band::row_bytes(cols, stride);
+      char* operands = operand_memory.get<char>(static_cast<size_t>(height * bytes));
+      fill_band(kernel, a, n, image, false, {operands, bytes, stride, h0, -s.pad_w, height, cols}, poisoned);
+      const int correction = gemm.correction(a.dynamic ? 0 : a.x_zero_point);
+      for (int64_t r = 0; r < height; ++r) kernel.center_operands(operands + r * bytes, row, correction, band + r * row);
+      return;
+    }
+    const int64_t count = std::clamp<int64_t>(cols - s.pad_w, 0, s.w);
+    for (int64_t r = 0; r < height; ++r) {
+      const int64_t h = h0 + r;
+      float *dst = band + r * row, *inside = dst + s.pad_w * s.c;
+      if (h < 0 || h >= s.h || count == 0) {
+        std::memset(dst, 0, static_cast<size_t>(row) * 4);
+        continue;
+      }
+      std::memset(dst, 0, static_cast<size_t>(s.pad_w * s.c) * 4);
+      if (a.x_stride[3] == s.c)
+        load(element(n, 0, h, 0), count * s.c, image, inside, poisoned + n);
+      else
+        for (int64_t x = 0; x < count; ++x) load(element(n, 0, h, x), s.c, image, inside + x * s.c, poisoned + n);
+      std::memset(inside + count * s.c, 0, static_cast<size_t>((cols - s.pad_w - count) * s.c) * 4);
+    }
+  }
+
   void pixels(const Image* images, bool parallel, std::atomic<bool>* poisoned) const {
     static thread_local Scratch weight_memory;
     float* w = weight_memory.get<float>(static_cast<size_t>(s.taps() * s.c));
@@ -113,31 +144,13 @@ struct Depthwise {
       float* strip = out_memory.get<float>(static_cast<size_t>(round_up(ow, 16) * s.c + 16));
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / per_image, y0 = i % per_image * rows, y1 = std::min(oh, y0 + rows);
-        const int64_t count = std::clamp<int64_t>(cols - s.pad_w, 0, s.w);
-        for (int64_t r = 0; r < band_rows(y1 - y0); ++r) {
-          const int64_t h = y0 * s.stride_h - s.pad_h + r;
-          float *dst = band + r * row, *inside = dst + s.pad_w * s.c;
-          if (h < 0 || h >= s.h || count == 0) {
-            std::memset(dst, 0, static_cast<size_t>(row) * 4);
-            continue;
-          }
-          std::memset(dst, 0, static_cast<size_t>(s.pad_w * s.c) * 4);
-          if (a.x_stride[3] == s.c)
-            load(element(n, 0, h, 0), count * s.c, images[n], inside, poisoned + n);
-          else
-            for (int64_t x = 0; x < count; ++x) load(element(n, 0, h, x), s.c, images[n], inside + x * s.c, poisoned + n);
-          std::memset(inside + count * s.c, 0, static_cast<size_t>((cols - s.pad_w - count) * s.c) * 4);
-        }
+        load_pixels(n, y0 * s.stride_h - s.pad_h, band_rows(y1 - y0), images[n], band, poisoned);
         for (int64_t y = y0; y < y1; ++y) {
           for (int64_t t = 0; t < s.taps(); ++t)
             taps[t] = band + ((y - y0) * s.stride_h + t / s.kw * s.dilation_h) * row + t % s.kw * s.dilation_w * s.c;
           float* out = sink.is_plain() ? sink.plain(n, y * ow, 0) : strip;
           kernel.depthwise_pixels(taps, w, s.taps(), ow, s.stride_w * s.c, s.c, images[n].scale, a.scale, a.bias, sink.inner, out);
-          if (sink.is_plain()) continue;
-          if (a.out_channels_last)
-            sink.store_run(strip, (n * sink.plane + y * ow) * s.c, ow * s.c);
-          else
-            sink.store(n, y * ow, ow, 0, s.c, strip, s.c);
+          if (!sink.is_plain()) sink.store(n, y * ow, ow, 0, s.c, strip, s.c);
         }
       }
     });
@@ -150,7 +163,7 @@ void depthwise(const Kernel& kernel, const Args& a, const Image* images, bool pa
   const Depthwise job(kernel, a);
   // Work here is bandwidth and conversion rather than multiplication, so the threshold on it is lower.
   parallel = parallel || (num_threads() > 1 && a.shape.n * a.shape.c * a.shape.h * a.shape.w >= kSerialWork / 4);
-  if (a.x_channels_last)
+  if (a.x_channels_last || (a.shape.c >= kTransposedChannels))
     job.pixels(images, parallel, poisoned);
   else
     job.planes(images, parallel, poisoned);

@@ -45,6 +45,11 @@ void add_i8(float* y, const int8_t* residual, int64_t n, float scale, int zero_p
   if (activation != Activation::none) activate_run(y, n, activation);
 }
 
+template <class Operand>
+void center(const void* operands, int64_t n, int correction, float* dst) {  // compilers make vectors of it
+  for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<float>(static_cast<const Operand*>(operands)[i] - correction);
+}
+
 template <int kTaps>
 PC_INLINE void plane_rows(const float* const* taps, const float* w, int64_t count, int64_t rows, int64_t cols, int64_t row_step,
                           float scale, float bias, bool relu, float* out, int64_t ldo) {

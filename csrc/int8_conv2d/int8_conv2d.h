@@ -72,8 +72,12 @@ struct Kernel {
   // y = act(y + residual), the residual float32 or int8: (r - zero_point) * scale
   void (*add_f32)(float* y, const float* residual, int64_t n, Activation activation);
   void (*add_i8)(float* y, const int8_t* residual, int64_t n, float scale, int zero_point, Activation activation);
-  // clamp(round_half_even(y * inverse) + zero_point, quant_min, 127); NaN becomes the zero point.
-  void (*quantize_out)(const float* y, int64_t n, float inverse, int zero_point, int quant_min, int8_t* out);
+  // out[r * ldo + c] = clamp(round_half_even(y[r * ld + c] * inverse) + zero_point, quant_min, 127); NaN becomes the zero point.
+  void (*quantize_out)(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
+                       int64_t ldo);
+  // dst = x - zero_point as floats, of int8 and of operands in the format of the GEMM (there zero_point is its correction).
+  void (*center_i8)(const void* x, int64_t n, int zero_point, float* dst);
+  void (*center_operands)(const void* x, int64_t n, int correction, float* dst);
 
   // dst = clamp(round_half_even(x * inverse), lo, hi), as floats. Returns 0, or NaN if an element is NaN or Inf.
   float (*round_row)(const float* x, int64_t n, float inverse, float lo, float hi, float* dst);

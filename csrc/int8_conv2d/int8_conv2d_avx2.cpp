@@ -119,20 +119,23 @@ float quantize_planes(const float* x, int64_t plane, int64_t row, int64_t channe
   return sum;
 }
 
-void quantize_out(const float* y, int64_t n, float inverse, int zero_point, int quant_min, int8_t* out) {
+void quantize_out(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
+                  int64_t ldo) {
   const __m256 inv = _mm256_set1_ps(inverse), lo = _mm256_set1_ps(static_cast<float>(quant_min - zero_point)),
                hi = _mm256_set1_ps(static_cast<float>(127 - zero_point));
   const __m256i zp = _mm256_set1_epi32(zero_point);
-  for_vectors(n, [&](int64_t i, int count) PC_LAMBDA_INLINE {
-    const __m256 v = _mm256_mul_ps(load_n(y + i, count), inv);
-    const __m256 r = _mm256_and_ps(_mm256_min_ps(_mm256_max_ps(v, lo), hi), _mm256_cmp_ps(v, v, _CMP_ORD_Q));
-    const __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(r), zp);
-    const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    alignas(8) int8_t bytes[8];
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(count == 8 ? out + i : bytes), _mm_packs_epi16(w, w));
-    if (count < 8)
-      for (int j = 0; j < count; ++j) out[i + j] = bytes[j];
-  });
+  for (int64_t r = 0; r < rows; ++r)
+    for_vectors(cols, [&](int64_t c, int count) PC_LAMBDA_INLINE {
+      const __m256 v = _mm256_mul_ps(load_n(y + r * ld + c, count), inv);
+      const __m256 number = _mm256_and_ps(_mm256_min_ps(_mm256_max_ps(v, lo), hi), _mm256_cmp_ps(v, v, _CMP_ORD_Q));
+      const __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(number), zp);
+      const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+      int8_t* o = out + r * ldo + c;
+      alignas(8) int8_t bytes[8];
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(count == 8 ? o : bytes), _mm_packs_epi16(w, w));
+      if (count < 8)
+        for (int j = 0; j < count; ++j) o[j] = bytes[j];
+    });
 }
 
 void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, float* out, int64_t plane) {
@@ -302,10 +305,26 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {
-    "avx2",         Isa::avx2,       &int8_matmul::kAvx2, quantize_planes, store_planes,     add_f32, add_i8,
-    quantize_out,   round_row,       split_phases,        depthwise_plane, depthwise_pixels, 6,       {1.0 / 24, 1.0 / 24, 10.0, 4.5, 32.0},
-    winograd_input, winograd_weight, winograd_tile,       winograd_output};
+const Kernel kAvx2 = {"avx2",
+                      Isa::avx2,
+                      &int8_matmul::kAvx2,
+                      quantize_planes,
+                      store_planes,
+                      add_f32,
+                      add_i8,
+                      quantize_out,
+                      center<int8_t>,
+                      center<int16_t>,
+                      round_row,
+                      split_phases,
+                      depthwise_plane,
+                      depthwise_pixels,
+                      6,
+                      {1.0 / 24, 1.0 / 24, 10.0, 4.5, 32.0},
+                      winograd_input,
+                      winograd_weight,
+                      winograd_tile,
+                      winograd_output};
 
 }  // namespace pycompress::int8_conv2d
 #endif

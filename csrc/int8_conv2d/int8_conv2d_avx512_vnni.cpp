@@ -131,17 +131,23 @@ float quantize_planes(const float* x, int64_t plane, int64_t row, int64_t channe
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(bad[0], bad[1]), _mm512_add_ps(bad[2], bad[3])));
 }
 
-void quantize_out(const float* y, int64_t n, float inverse, int zero_point, int quant_min, int8_t* out) {
+void quantize_out(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
+                  int64_t ldo) {
   const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(static_cast<float>(quant_min - zero_point)),
                hi = _mm512_set1_ps(static_cast<float>(127 - zero_point));
   const __m512i zp = _mm512_set1_epi32(zero_point);
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 m = first(n - i);
-    const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, y + i), inv);
-    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
-    const __m512i q = _mm512_maskz_cvtps_epi32(number, _mm512_min_ps(_mm512_max_ps(v, lo), hi));
-    _mm_mask_storeu_epi8(out + i, m, _mm512_cvtepi32_epi8(_mm512_add_epi32(q, zp)));
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for_vectors(cols, [&](int64_t c, int count) PC_LAMBDA_INLINE {
+      const __m512 v = _mm512_mul_ps(load_n(y + r * ld + c, count), inv);
+      const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+      const __m512i q = _mm512_maskz_cvtps_epi32(number, _mm512_min_ps(_mm512_max_ps(v, lo), hi));
+      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(q, zp));
+      int8_t* o = out + r * ldo + c;
+      if (count == 16)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(o), bytes);
+      else
+        _mm_mask_storeu_epi8(o, first(count), bytes);
+    });
 }
 
 PC_INLINE __m512 low_pairs(__m512 a, __m512 b) { return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
@@ -339,6 +345,8 @@ const Kernel kAvx512Vnni = {"avx512_vnni",
                             add_f32,
                             add_i8,
                             quantize_out,
+                            center<int8_t>,
+                            center<uint8_t>,
                             round_row,
                             split_phases,
                             depthwise_plane,

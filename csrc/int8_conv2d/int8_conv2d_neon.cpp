@@ -123,8 +123,10 @@ float quantize_planes(const float* x, int64_t plane, int64_t row, int64_t channe
   return vaddvq_f32(vaddq_f32(bad[0], bad[1]));
 }
 
-void quantize_out(const float* y, int64_t n, float inverse, int zero_point, int quant_min, int8_t* out) {
-  int8_matmul::quantize_row_s8(y, n, n, inverse, zero_point, quant_min, out);  // there, NaN becomes the zero point
+void quantize_out(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
+                  int64_t ldo) {
+  for (int64_t r = 0; r < rows; ++r)  // there, NaN becomes the zero point
+    int8_matmul::quantize_row_s8(y + r * ld, cols, cols, inverse, zero_point, quant_min, out + r * ldo);
 }
 
 void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, float* out, int64_t plane) {
@@ -172,6 +174,8 @@ constexpr Kernel record(const char* name, Isa isa, const Gemm* gemm) {
           add_f32,
           add_i8,
           quantize_out,
+          center<int8_t>,
+          center<Operand>,
           round_row,
           split_phases,
           depthwise_plane,

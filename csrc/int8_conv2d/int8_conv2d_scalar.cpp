@@ -56,12 +56,14 @@ void store_planes(const float* y, int64_t ld, int64_t pixels, int64_t cols, floa
     for (int64_t p = 0; p < pixels; ++p) out[c * plane + p] = y[p * ld + c];
 }
 
-void quantize_out(const float* y, int64_t n, float inverse, int zero_point, int quant_min, int8_t* out) {
+void quantize_out(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
+                  int64_t ldo) {
   const float lo = static_cast<float>(quant_min - zero_point), hi = static_cast<float>(127 - zero_point);
-  for (int64_t i = 0; i < n; ++i) {
-    const float v = y[i] * inverse;
-    out[i] = static_cast<int8_t>(v == v ? static_cast<int>(F::round(F::min(F::max(v, lo), hi))) + zero_point : zero_point);
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) {
+      const float v = y[r * ld + c] * inverse;
+      out[r * ldo + c] = static_cast<int8_t>(v == v ? static_cast<int>(F::round(F::min(F::max(v, lo), hi))) + zero_point : zero_point);
+    }
 }
 
 void split_phases(const float* line, int64_t cols, int64_t phases, int64_t phase_step, float* dst) {
@@ -72,23 +74,9 @@ void split_phases(const float* line, int64_t cols, int64_t phases, int64_t phase
 }  // namespace
 
 extern const Kernel kScalar;
-const Kernel kScalar = {"scalar",
-                        Isa::scalar,
-                        &int8_matmul::kScalar,
-                        quantize_planes,
-                        store_planes,
-                        add_f32,
-                        add_i8,
-                        quantize_out,
-                        round_row,
-                        split_phases,
-                        depthwise_plane,
-                        depthwise_pixels,
-                        0,
-                        {},
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        nullptr};
+const Kernel kScalar = {
+    "scalar",        Isa::scalar, &int8_matmul::kScalar, quantize_planes, store_planes,     add_f32, add_i8, quantize_out, center<int8_t>,
+    center<int16_t>, round_row,   split_phases,          depthwise_plane, depthwise_pixels, 0,       {},     nullptr,      nullptr,
+    nullptr,         nullptr};
 
 }  // namespace pycompress::int8_conv2d

@@ -19,6 +19,11 @@ Sink::Sink(const Kernel& kernel_, const Args& args_)
 
 void Sink::store(int64_t n, int64_t pixel, int64_t count, int64_t col, int64_t cols, float* y, int64_t ld) const {
   const int64_t o = args.shape.o;
+  if (args.out_channels_last && args.out_type == Element::i8 && !args.residual) {
+    kernel.quantize_out(y, ld, count, cols, out_inverse, args.out_zero_point, args.out_min,
+                        static_cast<int8_t*>(args.out) + (n * plane + pixel) * o + col, o);
+    return;
+  }
   if (args.out_channels_last) {
     for (int64_t p = 0; p < count; ++p) store_run(y + p * ld, (n * plane + pixel + p) * o + col, cols);
     return;
@@ -55,7 +60,8 @@ void Sink::store_run(float* y, int64_t offset, int64_t count) const {
       std::memcpy(static_cast<float*>(args.out) + offset, y, static_cast<size_t>(count) * 4);
       return;
     case Element::i8:
-      kernel.quantize_out(y, count, out_inverse, args.out_zero_point, args.out_min, static_cast<int8_t*>(args.out) + offset);
+      kernel.quantize_out(y, count, 1, count, out_inverse, args.out_zero_point, args.out_min, static_cast<int8_t*>(args.out) + offset,
+                          count);
       return;
     default:
       kernel.gemm->narrow(y, count, static_cast<DType>(args.out_type), static_cast<uint16_t*>(args.out) + offset);
