@@ -12,7 +12,10 @@ namespace pycompress::int8_conv2d {
 extern const Kernel kScalar;
 #if PC_X86
 extern const Kernel kAvx2;
-extern const Kernel kAvx512Vnni;
+extern const Kernel kAvx512Vnni, kAvx512Vnni256;
+#if PC_HAVE_AVX_VNNI
+extern const Kernel kAvxVnni;
+#endif
 #elif PC_ARM64
 extern const Kernel kNeon;
 #if PC_HAVE_NEON_EXTENSIONS
@@ -24,7 +27,10 @@ extern const Kernel kNeonI8mm;
 const KernelList<Kernel>& kernels() {
   static const KernelList<Kernel> list = {
 #if PC_X86
-      &kAvx512Vnni,
+      &kAvx512Vnni, &kAvx512Vnni256,
+#if PC_HAVE_AVX_VNNI
+      &kAvxVnni,
+#endif
       &kAvx2,
 #elif PC_ARM64
 #if PC_HAVE_NEON_EXTENSIONS

@@ -50,74 +50,7 @@ struct F {
 
 #include "int8_conv2d/float_simd.h"
 #include "int8_conv2d/winograd_simd.h"
-
-struct Quantizer {
-  __m256 inverse, lo, hi;
-  Quantizer(float inverse_, int zero_point, int quant_min)
-      : inverse(_mm256_set1_ps(inverse_)),
-        lo(_mm256_set1_ps(static_cast<float>(quant_min - zero_point))),
-        hi(_mm256_set1_ps(static_cast<float>(127 - zero_point))) {}
-  PC_INLINE __m256i round(__m256 x) const { return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), lo), hi)); }
-};
-
-PC_INLINE void put(char* d, int64_t i, int64_t count, int64_t pixel_stride, __m128i v) {
-  if (i < count) _mm_storeu_si128(reinterpret_cast<__m128i*>(d + i * pixel_stride), v);
-}
-
-// Up to 8 channels of up to 8 pixels.
-template <bool kWhole>
-PC_INLINE void quantize_block(const Quantizer& q, const float* x, int64_t plane, int64_t channels, int64_t pixels, char* d,
-                              int64_t pixel_stride, __m256* bad) {
-  const __m256i m = first(pixels);
-  const __m256 zero = _mm256_setzero_ps();
-  __m256i w[4];  // each 128-bit lane: 4 pixels of 2 channels
-  PC_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    __m256i v[2];
-    PC_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const float* s = x + (2 * i + j) * plane;
-      const __m256 f = kWhole ? _mm256_loadu_ps(s) : 2 * i + j < channels ? _mm256_maskload_ps(s, m) : zero;
-      bad[i % 2] = _mm256_fmadd_ps(f, zero, bad[i % 2]);
-      v[j] = q.round(f);
-    }
-    w[i] = _mm256_packs_epi32(v[0], v[1]);
-  }
-  __m256i lo4[2], hi4[2];  // then 4 channels by pixel pairs, then 8 channels by pixel
-  PC_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    const __m256i even = _mm256_unpacklo_epi16(w[2 * i], w[2 * i + 1]), odd = _mm256_unpackhi_epi16(w[2 * i], w[2 * i + 1]);
-    lo4[i] = _mm256_unpacklo_epi16(even, odd), hi4[i] = _mm256_unpackhi_epi16(even, odd);
-  }
-  const __m256i out[4] = {_mm256_unpacklo_epi64(lo4[0], lo4[1]), _mm256_unpackhi_epi64(lo4[0], lo4[1]),
-                          _mm256_unpacklo_epi64(hi4[0], hi4[1]), _mm256_unpackhi_epi64(hi4[0], hi4[1])};
-  const int64_t count = kWhole ? 8 : pixels;
-  PC_UNROLL
-  for (int j = 0; j < 4; ++j) put(d, j, count, pixel_stride, _mm256_castsi256_si128(out[j]));
-  PC_UNROLL
-  for (int j = 0; j < 4; ++j) put(d, 4 + j, count, pixel_stride, _mm256_extracti128_si256(out[j], 1));
-}
-
-float quantize_planes(const float* x, int64_t plane, int64_t row, int64_t channels, int64_t rows, int64_t pixels, float inverse,
-                      int zero_point, int quant_min, char* dst, int64_t row_stride, int64_t pixel_stride) {
-  const Quantizer q(inverse, zero_point, quant_min);
-  __m256 bad[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  // The incomplete block of channels first: what its stores write too much is overwritten by the next pixel's blocks.
-  for (int64_t c = channels % 8 ? channels / 8 * 8 : channels - 8; c >= 0; c -= 8) {
-    for (int64_t y = 0; y < rows; ++y) {
-      const float* f = x + c * plane + y * row;
-      char* d = dst + y * row_stride + c * 2;
-      int64_t p = 0;
-      if (channels - c >= 8)
-        for (; p + 8 <= pixels; p += 8) quantize_block<true>(q, f + p, plane, 8, 8, d + p * pixel_stride, pixel_stride, bad);
-      for (; p < pixels; p += 8) quantize_block<false>(q, f + p, plane, channels - c, pixels - p, d + p * pixel_stride, pixel_stride, bad);
-    }
-  }
-  float lanes[8], sum = 0.0f;
-  _mm256_storeu_ps(lanes, _mm256_add_ps(bad[0], bad[1]));
-  for (float v : lanes) sum += v;
-  return sum;
-}
+#include "int8_conv2d/ymm_operands.h"  // NOLINT: after winograd_simd.h
 
 void quantize_out(const float* y, int64_t ld, int64_t rows, int64_t cols, float inverse, int zero_point, int quant_min, int8_t* out,
                   int64_t ldo) {
@@ -181,16 +114,6 @@ void split_phases(const float* line, int64_t cols, int64_t phases, int64_t phase
 
 // Winograd ------------------------------------------------------------------------------------------------------------
 
-struct I16 {
-  __m256i v;
-  PC_INLINE I16 operator+(I16 o) const { return {_mm256_add_epi16(v, o.v)}; }
-  PC_INLINE I16 operator-(I16 o) const { return {_mm256_sub_epi16(v, o.v)}; }
-  template <int n>
-  PC_INLINE I16 shl() const {
-    return n == 1 ? I16{_mm256_add_epi16(v, v)} : I16{_mm256_slli_epi16(v, n)};
-  }
-};
-
 struct I32 {
   __m256i v;
   PC_INLINE I32 operator+(I32 o) const { return {_mm256_add_epi32(v, o.v)}; }
@@ -200,41 +123,6 @@ struct I32 {
     return n == 1 ? I32{_mm256_add_epi32(v, v)} : I32{_mm256_slli_epi32(v, n)};
   }
 };
-
-// 16 channels of one tile, from rows of operands to rows of v.
-PC_INLINE void input_vector(const char* src, int64_t row_stride, int64_t pixel_stride, int16_t* v, int64_t position_stride) {
-  I16 w[6][6];  // w[column][row]: the columns are done, the rows are not
-  PC_UNROLL
-  for (int x = 0; x < 6; ++x) {
-    I16 d[6];
-    PC_UNROLL
-    for (int y = 0; y < 6; ++y) d[y].v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + y * row_stride + x * pixel_stride));
-    input_transform(d, w[x], 1);
-  }
-  PC_UNROLL
-  for (int y = 0; y < 6; ++y) {
-    I16 d[6], r[6];
-    PC_UNROLL
-    for (int x = 0; x < 6; ++x) d[x] = w[x][y];
-    input_transform(d, r, 1);
-    PC_UNROLL
-    for (int x = 0; x < 6; ++x) _mm256_storeu_si256(reinterpret_cast<__m256i*>(v + (y * 6 + x) * position_stride), r[x].v);
-  }
-}
-
-void winograd_input(const void* src, int64_t row_stride, int64_t pixel_stride, int64_t channels, int, int16_t* v, int64_t position_stride) {
-  const char* p = static_cast<const char*>(src);
-  int64_t c = 0;
-  for (; c + 16 <= channels; c += 16) input_vector(p + c * 2, row_stride, pixel_stride, v + c, position_stride);
-  if (c == channels) return;
-  // The rest through copies: whole vectors would read and write beyond the last pixel and tile.
-  const int64_t rest = (channels - c) * 2;
-  alignas(32) char patch[36][32] = {};
-  alignas(32) int16_t out[36][16];
-  for (int i = 0; i < 36; ++i) std::memcpy(patch[i], p + i / 6 * row_stride + i % 6 * pixel_stride + c * 2, static_cast<size_t>(rest));
-  input_vector(patch[0], 6 * 32, 32, out[0], 16);
-  for (int i = 0; i < 36; ++i) std::memcpy(v + i * position_stride + c, out[i], static_cast<size_t>(rest));
-}
 
 void winograd_weight(const int8_t* panel, int cols, int64_t channels, int16_t* u, int64_t position_stride) {
   for (int64_t c = 0; c < channels; c += 2) {
@@ -308,7 +196,7 @@ extern const Kernel kAvx2;
 const Kernel kAvx2 = {"avx2",
                       Isa::avx2,
                       &int8_matmul::kAvx2,
-                      quantize_planes,
+                      quantize_planes<int16_t>,
                       store_planes,
                       add_f32,
                       add_i8,
@@ -321,7 +209,7 @@ const Kernel kAvx2 = {"avx2",
                       depthwise_pixels,
                       6,
                       {1.0 / 24, 1.0 / 24, 10.0, 4.5, 32.0},
-                      winograd_input,
+                      winograd_input<int16_t>,
                       winograd_weight,
                       winograd_tile,
                       winograd_output};
