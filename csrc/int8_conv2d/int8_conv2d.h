@@ -101,7 +101,7 @@ struct Kernel {
   // 6x6 pixels of operands -> v[36][channels], position stride in elements.
   void (*winograd_input)(const void* src, int64_t row_stride, int64_t pixel_stride, int64_t channels, int zero_point, int16_t* v,
                          int64_t position_stride);
-  // 16 columns of a packed panel -> u[36][channels / 2][16][2]
+  // 16 columns of a packed panel -> u[36][channels * 16], in the order of winograd_tile
   void (*winograd_weight)(const int8_t* panel, int cols, int64_t channels, int16_t* u, int64_t position_stride);
   // acc[rows][16] = rows of v times u, at one position
   void (*winograd_tile)(const int16_t* v, int64_t ld, int rows, int64_t channels, const int16_t* u, int32_t* acc);

@@ -1,5 +1,6 @@
 // NEON: one record per GEMM of int8_matmul, which fixes the operands: int16 (neon) or s8 (neon_dotprod, neon_i8mm). The rest is baseline
-// aarch64 and shared. No Winograd: the s8 kernels would need a second set of int16 tiles for it.
+// aarch64 and shared. Winograd saves 3 of 4 products but needs int16 ones: it serves neon; sdot and smmla do at least four times as many
+// int8 products per instruction as smlal does of int16, so their direct way is no slower.
 // Run under qemu only so far: see docs/kernels.md.
 #include "int8_matmul/neon_rows.h"
 #if PC_ARM64
@@ -45,6 +46,7 @@ struct F {
 };
 
 #include "int8_conv2d/float_simd.h"
+#include "int8_conv2d/winograd_simd.h"
 
 // 8 x 8 int16: rows become columns.
 PC_INLINE void transpose(int16x8_t (&v)[8]) {
@@ -164,6 +166,159 @@ void split_phases(const float* line, int64_t cols, int64_t phases, int64_t phase
   for (; x < cols; ++x) dst[x % 2 * phase_step + x / 2] = line[x];
 }
 
+// Winograd ------------------------------------------------------------------------------------------------------------
+
+struct I16 {
+  int16x8_t v;
+  PC_INLINE I16 operator+(I16 o) const { return {vaddq_s16(v, o.v)}; }
+  PC_INLINE I16 operator-(I16 o) const { return {vsubq_s16(v, o.v)}; }
+  template <int n>
+  PC_INLINE I16 shl() const {
+    return {vshlq_n_s16(v, n)};
+  }
+};
+
+struct I32 {  // unsigned: sums wrap
+  uint32x4_t v;
+  PC_INLINE I32 operator+(I32 o) const { return {vaddq_u32(v, o.v)}; }
+  PC_INLINE I32 operator-(I32 o) const { return {vsubq_u32(v, o.v)}; }
+  template <int n>
+  PC_INLINE I32 shl() const {
+    return {vshlq_n_u32(v, n)};
+  }
+};
+
+// 8 channels of one tile, from rows of int16 operands to rows of v.
+PC_INLINE void input_vector(const char* src, int64_t row_stride, int64_t pixel_stride, int16_t* v, int64_t position_stride) {
+  I16 w[6][6];  // w[column][row]: the columns are done, the rows are not
+  PC_UNROLL
+  for (int x = 0; x < 6; ++x) {
+    I16 d[6];
+    PC_UNROLL
+    for (int y = 0; y < 6; ++y) d[y].v = vld1q_s16(reinterpret_cast<const int16_t*>(src + y * row_stride + x * pixel_stride));
+    input_transform(d, w[x], 1);
+  }
+  PC_UNROLL
+  for (int y = 0; y < 6; ++y) {
+    I16 d[6], r[6];
+    PC_UNROLL
+    for (int x = 0; x < 6; ++x) d[x] = w[x][y];
+    input_transform(d, r, 1);
+    PC_UNROLL
+    for (int x = 0; x < 6; ++x) vst1q_s16(v + (y * 6 + x) * position_stride, r[x].v);
+  }
+}
+
+void winograd_input(const void* src, int64_t row_stride, int64_t pixel_stride, int64_t channels, int, int16_t* v, int64_t position_stride) {
+  const char* p = static_cast<const char*>(src);
+  int64_t c = 0;
+  for (; c + 8 <= channels; c += 8) input_vector(p + c * 2, row_stride, pixel_stride, v + c, position_stride);
+  if (c == channels) return;
+  // The rest through copies: whole vectors would read and write beyond the last pixel and tile.
+  const size_t rest = static_cast<size_t>(channels - c) * 2;
+  int16_t patch[36][8] = {}, out[36][8];
+  for (int i = 0; i < 36; ++i) std::memcpy(patch[i], p + i / 6 * row_stride + i % 6 * pixel_stride + c * 2, rest);
+  input_vector(reinterpret_cast<const char*>(patch), 6 * 16, 16, out[0], 8);
+  for (int i = 0; i < 36; ++i) std::memcpy(v + i * position_stride + c, out[i], rest);
+}
+
+// u[36][channels][16]
+void winograd_weight(const int8_t* panel, int cols, int64_t channels, int16_t* u, int64_t position_stride) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int half = 0; half < 16; half += 8) {
+      I16 w[3][6];
+      PC_UNROLL
+      for (int x = 0; x < 3; ++x) {
+        I16 g[3];
+        PC_UNROLL
+        for (int y = 0; y < 3; ++y) g[y].v = vmovl_s8(vld1_s8(panel + ((y * 3 + x) * channels + c) * cols + half));
+        weight_transform(g[0], g[1], g[2], w[x], 1);
+      }
+      PC_UNROLL
+      for (int y = 0; y < 6; ++y) {
+        I16 r[6];
+        weight_transform(w[0][y], w[1][y], w[2][y], r, 1);
+        PC_UNROLL
+        for (int x = 0; x < 6; ++x) vst1q_s16(u + (y * 6 + x) * position_stride + c * 16 + half, r[x].v);
+      }
+    }
+  }
+}
+
+template <int R, int kLane>
+PC_INLINE void tile_step(const int16x4_t (&x)[R], const int16_t* u, int32x4_t (&c)[R][4]) {
+  const int16x8_t u0 = vld1q_s16(u), u1 = vld1q_s16(u + 8);
+  PC_UNROLL
+  for (int r = 0; r < R; ++r) {
+    c[r][0] = vmlal_lane_s16(c[r][0], vget_low_s16(u0), x[r], kLane);
+    c[r][1] = vmlal_high_lane_s16(c[r][1], u0, x[r], kLane);
+    c[r][2] = vmlal_lane_s16(c[r][2], vget_low_s16(u1), x[r], kLane);
+    c[r][3] = vmlal_high_lane_s16(c[r][3], u1, x[r], kLane);
+  }
+#if defined(__GNUC__)
+  __asm__ volatile("" ::: "memory");  // GCC would load the weights of all steps first, and spill
+#endif
+}
+
+// 4 x 16: 16 accumulators, 4 vectors of v, 2 of u.
+template <int R>
+void winograd_tile_rows(const int16_t* v, int64_t ld, int64_t channels, const int16_t* u, int32_t* acc) {
+  int32x4_t c[R][4];
+  PC_UNROLL
+  for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = c[r][2] = c[r][3] = vdupq_n_s32(0);
+  int16x4_t x[R];
+  int64_t i = 0;
+  for (; i + 4 <= channels; i += 4, u += 64) {
+    PC_UNROLL
+    for (int r = 0; r < R; ++r) x[r] = vld1_s16(v + r * ld + i);
+    tile_step<R, 0>(x, u, c), tile_step<R, 1>(x, u + 16, c), tile_step<R, 2>(x, u + 32, c), tile_step<R, 3>(x, u + 48, c);
+  }
+  for (; i < channels; ++i, u += 16) {
+    PC_UNROLL
+    for (int r = 0; r < R; ++r) x[r] = vld1_dup_s16(v + r * ld + i);
+    tile_step<R, 0>(x, u, c);
+  }
+  PC_UNROLL
+  for (int r = 0; r < R; ++r) PC_UNROLL
+  for (int o = 0; o < 4; ++o) vst1q_s32(acc + r * 16 + 4 * o, c[r][o]);
+}
+
+void winograd_tile(const int16_t* v, int64_t ld, int rows, int64_t channels, const int16_t* u, int32_t* acc) {
+  using Rows = void (*)(const int16_t*, int64_t, int64_t, const int16_t*, int32_t*);
+  static constexpr Rows table[4] = {winograd_tile_rows<1>, winograd_tile_rows<2>, winograd_tile_rows<3>, winograd_tile_rows<4>};
+  table[rows - 1](v, ld, channels, u, acc);
+}
+
+void winograd_output(const int32_t* m, int64_t position_stride, float image_scale, const float* scale, const float* bias,
+                     Activation activation, float* y, int64_t row_stride, int64_t pixel_stride) {
+  for (int col = 0; col < 16; col += 4) {
+    const float32x4_t s = vmulq_n_f32(vld1q_f32(scale + col), image_scale), b = vld1q_f32(bias + col);
+    I32 w[6][4];  // w[column][row]
+    PC_UNROLL
+    for (int x = 0; x < 6; ++x) {
+      I32 d[6];
+      PC_UNROLL
+      for (int r = 0; r < 6; ++r) d[r].v = vreinterpretq_u32_s32(vld1q_s32(m + (r * 6 + x) * position_stride + col));
+      output_transform(d, w[x], 1);
+    }
+    PC_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      I32 d[6], out[4];
+      PC_UNROLL
+      for (int x = 0; x < 6; ++x) d[x] = w[x][r];
+      output_transform(d, out, 1);
+      PC_UNROLL
+      for (int x = 0; x < 4; ++x) {
+        const float32x4_t f = vfmaq_f32(b, vcvtq_f32_s32(vshrq_n_s32(vreinterpretq_s32_u32(vmulq_n_u32(out[x].v, kNinth)), 6)), s);
+        vst1q_f32(y + r * row_stride + x * pixel_stride + col, activation == Activation::relu ? F::max(F::set(0.0f), f) : f);
+      }
+    }
+  }
+  if (activation > Activation::relu)
+    for (int r = 0; r < 4; ++r)
+      for (int x = 0; x < 4; ++x) activate_run(y + r * row_stride + x * pixel_stride, 16, activation);
+}
+
 template <class Operand>
 constexpr Kernel record(const char* name, Isa isa, const Gemm* gemm) {
   return {name,
@@ -188,10 +343,20 @@ constexpr Kernel record(const char* name, Isa isa, const Gemm* gemm) {
           nullptr};
 }
 
+constexpr Kernel with_winograd(Kernel kernel) {
+  kernel.winograd_rows = 4;
+  kernel.cost = {1.0 / 3.5, 1.0 / 3.8, 20.0, 10.0, 45.0};  // counted, for one smlal per cycle (Cortex-A72); never measured
+  kernel.winograd_input = winograd_input;
+  kernel.winograd_weight = winograd_weight;
+  kernel.winograd_tile = winograd_tile;
+  kernel.winograd_output = winograd_output;
+  return kernel;
+}
+
 }  // namespace
 
 extern const Kernel kNeon;
-const Kernel kNeon = record<int16_t>("neon", Isa::neon, &int8_matmul::kNeon);
+const Kernel kNeon = with_winograd(record<int16_t>("neon", Isa::neon, &int8_matmul::kNeon));
 #if PC_HAVE_NEON_EXTENSIONS
 extern const Kernel kNeonDotprod;
 const Kernel kNeonDotprod = record<int8_t>("neon_dotprod", Isa::neon_dotprod, &int8_matmul::kNeonDotprod);

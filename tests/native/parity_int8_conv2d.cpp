@@ -50,7 +50,7 @@ void fill(Buffer<char>& out, int64_t count, Element type, Random& random) {
 }
 
 // Sums from the definition, for int8 inputs with scale 1, where float32 shows them whole.
-void sums(const Kernel& kernel, const Shape& s) {
+void sums(const Kernel& kernel, const Shape& s, const char* algorithm) {
   Random random(static_cast<uint64_t>(s.c * 1009 + s.o * 31 + s.h));
   const int64_t cg = s.c / s.groups, og = s.o / s.groups, oh = s.out_h(), ow = s.out_w();
   const int zero_point = -7;
@@ -67,7 +67,7 @@ void sums(const Kernel& kernel, const Shape& s) {
   a.shape = s, a.x = x.data(), a.x_type = Element::i8, a.x_channels_last = true, a.packed = packed.data(), a.scale = scale.data();
   a.x_stride[0] = s.c * s.h * s.w, a.x_stride[1] = 1, a.x_stride[2] = s.w * s.c, a.x_stride[3] = s.c;
   a.out_channels_last = true, a.x_scale = 1, a.x_zero_point = zero_point, a.quant_min = -128, a.out = out.data(), a.out_type = Element::f32;
-  conv2d(kernel, a, "");
+  conv2d(kernel, a, algorithm);
   bool right = true;
   for (int64_t n = 0; n < s.n; ++n)
     for (int64_t o = 0; o < s.o; ++o)
@@ -84,7 +84,7 @@ void sums(const Kernel& kernel, const Shape& s) {
               }
           right &= out[((n * oh + y) * ow + px) * s.o + o] == static_cast<float>(sum);
         }
-  parity::expect(right, name(kernel, {s}, "sums"));
+  parity::expect(right, name(kernel, {s}, "sums ") + algorithm);
 }
 
 void compare(const Kernel& kernel, const Kernel& scalar, const Case& c) {
@@ -147,7 +147,11 @@ void run() {
       {1, 2, 2, 2, 2, 3, 3, 1, 1, 4, 4, 1, 1, 1},
   };
   for (const Kernel* kernel : list) {
-    for (const Shape& s : shapes) parity::fresh([&] { sums(*kernel, s); });
+    for (const Shape& s : shapes) {
+      parity::fresh([&] { sums(*kernel, s, ""); });
+      if (kernel->winograd_rows && s.kh * s.kw == 9 && s.stride_h == 1 && s.dilation_h == 1 && s.groups == 1 && s.c % kernel->gemm->kr == 0)
+        parity::fresh([&] { sums(*kernel, s, "winograd"); });
+    }
     if (kernel == &scalar) continue;
     const auto check = [&](const Case& c) { parity::fresh([&] { compare(*kernel, scalar, c); }); };
     for (const Shape& s : shapes) {
