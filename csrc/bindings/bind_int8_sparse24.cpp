@@ -3,6 +3,7 @@
 
 #include "bindings/address.h"
 #include "bindings/bind.h"
+#include "bindings/geometry.h"
 #include "int8_sparse24/int8_sparse24.h"
 
 namespace py = pybind11;
@@ -36,6 +37,16 @@ void bind_int8_sparse24(py::module_& m) {
           linear(kr, LinearArgs{M, N, K, kept, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
                                 address<const float>(scale), address<const float>(bias), dynamic, x_scale,
                                 static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)});
+        });
+  m.def("int8_sparse24_conv2d",
+        [=](const std::string& kernel, int64_t M, int64_t N, int kept, uintptr_t image, const Geometry& geometry, uintptr_t packed,
+            uintptr_t scale, uintptr_t bias, float x_scale, int activation, uintptr_t out, int out_dtype, bool planes) {
+          const Kernel& kr = pick(kernel);
+          const Unfold input = unfold(image, geometry);
+          py::gil_scoped_release nogil;
+          linear(kr, LinearArgs{M, N, input.depth(), kept, nullptr, 0, DType::f32, address<const void>(packed), address<const float>(scale),
+                                address<const float>(bias), false, x_scale, static_cast<Activation>(activation), address<void>(out),
+                                static_cast<DType>(out_dtype), input, planes});
         });
 }
 

@@ -3,6 +3,7 @@
 
 #include "bindings/address.h"
 #include "bindings/bind.h"
+#include "bindings/geometry.h"
 #include "sparse24_gemm/sparse24_gemm.h"
 
 namespace py = pybind11;
@@ -36,12 +37,13 @@ void bind_sparse24_gemm(py::module_& m) {
            LinearArgs{M, N, K, kept, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
                       address<const float>(bias), static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)});
   });
-  m.def("sparse24_product", [=](const std::string& kernel, int64_t N, int64_t K, int64_t L, int kept, uintptr_t xt, uintptr_t packed,
-                                uintptr_t bias, int activation, uintptr_t out) {
+  m.def("sparse24_conv2d", [=](const std::string& kernel, int64_t N, int64_t L, int kept, uintptr_t image, const Geometry& geometry,
+                               uintptr_t packed, uintptr_t bias, int activation, uintptr_t out) {
     const Kernel& kr = pick(kernel);
+    const Unfold input = unfold(image, geometry);
     py::gil_scoped_release nogil;
-    product(kr, ProductArgs{N, K, L, kept, address<const float>(xt), address<const void>(packed), address<const float>(bias),
-                            static_cast<Activation>(activation), address<float>(out)});
+    convolve(kr, ConvArgs{N, L, kept, input, address<const void>(packed), address<const float>(bias), static_cast<Activation>(activation),
+                          address<float>(out)});
   });
 }
 

@@ -91,7 +91,12 @@ struct Operand {
 // Row m of x into its place in tile t.
 void load_row(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t t, int64_t r, const Operand& a) {
   const float* x;
-  if (p.x_dtype == DType::f32) {
+  if (p.image.image) {
+    static thread_local Scratch scratch;
+    float* row = scratch.get<float>(static_cast<size_t>(p.k));
+    unfold_position(p.image, m, row);
+    x = row;
+  } else if (p.x_dtype == DType::f32) {
     x = static_cast<const float*>(p.x) + m * p.ldx;
   } else {
     static thread_local Scratch scratch;
@@ -100,7 +105,7 @@ void load_row(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, 
     x = wide;
   }
   // The same arithmetic as pycompress/ops/affine.py: symmetric_scale, inverse_scale. NaN and Inf poison their row.
-  const float amax = kr.amax(x, p.k);
+  const float amax = p.image.image ? 0.0f : kr.amax(x, p.k);
   const bool finite = amax <= 3.402823466e38f;
   float scale = p.dynamic ? (amax < 0x1p-100f ? 0.0f : amax / 127.0f) : p.x_scale;
   const float inverse = finite && scale > 0.0f ? 1.0f / scale : 0.0f;
@@ -120,12 +125,24 @@ void store(const Kernel& kr, const LinearArgs& p, const Shape& s, const int32_t*
   const int cols = static_cast<int>(std::min<int64_t>(kr.nr, p.n - j));
   const int32_t* off = s.offsets(p.packed);
   const Epilogue e{row_scale, p.scale + j, p.bias ? p.bias + j : nullptr, off ? off + j : nullptr, p.activation};
-  if (p.out_dtype == DType::f32) {
+  if (p.out_dtype == DType::f32 && !p.planes) {
     kr.store_f32(acc, rows, cols, e, static_cast<float*>(p.out) + m * p.n + j, p.n);
     return;
   }
   alignas(64) float wide[kMaxMr * kMaxNr];
   kr.store_f32(acc, rows, cols, e, wide, kMaxNr);
+  if (p.planes) {
+    for (int c = 0; c < cols; ++c) {
+      alignas(64) float column[kMaxMr];
+      for (int r = 0; r < rows; ++r) column[r] = wide[r * kMaxNr + c];
+      const int64_t at = (j + c) * p.m + m;
+      if (p.out_dtype == DType::f32)
+        std::memcpy(static_cast<float*>(p.out) + at, column, static_cast<size_t>(rows) * 4);
+      else
+        kr.narrow(column, rows, p.out_dtype, static_cast<uint16_t*>(p.out) + at);
+    }
+    return;
+  }
   for (int r = 0; r < rows; ++r) kr.narrow(wide + r * kMaxNr, cols, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + j);
 }
 

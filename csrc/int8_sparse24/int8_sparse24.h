@@ -14,6 +14,7 @@
 #include "core/dispatch.h"
 #include "core/target.h"
 #include "core/types.h"
+#include "core/unfold.h"
 
 namespace pycompress::int8_sparse24 {
 
@@ -92,6 +93,9 @@ struct LinearArgs {
   Activation activation;
   void* out;  // (m, n) contiguous
   DType out_dtype;
+  // With an image x and ldx are unused: row m is what position m of an image of finite values sees, k its depth().
+  Unfold image = {};
+  bool planes = false;  // out is (n, m)
 };
 
 void linear(const Kernel& kernel, const LinearArgs& args);

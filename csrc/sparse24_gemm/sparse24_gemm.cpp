@@ -269,9 +269,10 @@ void linear(const Kernel& kernel, const LinearArgs& p) {
   if (columns < p.m) rows_way(kernel, p, s, columns, p.m);
 }
 
-void product(const Kernel& kernel, const ProductArgs& p) {
+void convolve(const Kernel& kernel, const ConvArgs& p) {
   if (p.n == 0 || p.l == 0) return;
-  const Shape s(kernel, p.n, p.k, p.kept);
+  const int64_t k = p.input.depth();
+  const Shape s(kernel, p.n, k, p.kept);
   parallel_for(ceil_div(p.l, kMaxCols), [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     const int64_t widest = std::min(kOutputBlock, p.n);
@@ -280,8 +281,8 @@ void product(const Kernel& kernel, const ProductArgs& p) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kMaxCols, count = std::min<int64_t>(kMaxCols, p.l - first);
       const int cols = tile_cols(count);
-      std::memset(xt, 0, static_cast<size_t>(s.padded * cols) * 4);
-      for (int64_t k = 0; k < p.k; ++k) std::memcpy(xt + k * cols, p.xt + k * p.l + first, static_cast<size_t>(count) * 4);
+      std::memset(xt + (count == cols ? k * cols : 0), 0, static_cast<size_t>((s.padded - (count == cols ? k : 0)) * cols) * 4);
+      unfold_positions(p.input, first, count, xt, cols);
       for (int64_t j = 0; j < p.n; j += kOutputBlock) {
         const int64_t outputs = std::min(kOutputBlock, p.n - j);
         sum_columns(kernel, s, static_cast<const uint8_t*>(p.packed), xt, cols, j, j + outputs, c);

@@ -16,6 +16,7 @@
 #include "core/dispatch.h"
 #include "core/target.h"
 #include "core/types.h"
+#include "core/unfold.h"
 
 namespace pycompress::sparse24_gemm {
 
@@ -83,18 +84,18 @@ struct LinearArgs {
 
 void linear(const Kernel& kernel, const LinearArgs& args);
 
-// out[n][l] = act(bias[n] + sum over kept i of xt[position(n, i)][l] * value[n][i]), for activations that lie transposed already, as
-// the columns of an unfolded image do: xt (k, l) and out (n, l), both float32 and contiguous. The columns way.
-struct ProductArgs {
-  int64_t n, k, l;
+// Convolution with one image: out[n][p] = act(bias[n] + sum over kept i of unfolded[position(n, i)][p] * value[n][i]) for the n output
+// channels and l positions; out (n, l) float32, contiguous. The columns way.
+struct ConvArgs {
+  int64_t n, l;
   int kept;
-  const float* xt;
+  Unfold input;
   const void* packed;
   const float* bias;  // or null
   Activation activation;
   float* out;
 };
 
-void product(const Kernel& kernel, const ProductArgs& args);
+void convolve(const Kernel& kernel, const ConvArgs& args);
 
 }  // namespace pycompress::sparse24_gemm

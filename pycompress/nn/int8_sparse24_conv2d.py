@@ -26,7 +26,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
     """2-d convolution on int8 weights of which every 4 neighbours of the flattened (C * kh * kw) keep 2. Groups must be 1.
 
     Activations are quantised on the fly, symmetric: dynamic (one scale per image), or with the scale in ``x_scale`` if ``static``.
-    The image is unfolded, which ``Int8Conv2d`` avoids: it gains where channels are many and kernels small.
+    The image is unfolded piece by piece, which ``Int8Conv2d`` avoids: it gains where channels are many.
     See ``pycompress.ops.int8_sparse24_conv2d``.
 
     >>> layer = Int8Sparse24Conv2d.from_float(conv, mask=sparse24_mask(conv.weight.flatten(1).abs()).view_as(conv.weight))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .affine import quantize_affine, symmetric_scale
+from .affine import symmetric_scale
 from .int8_conv2d import _memory_format, int8_conv2d_reference
 from .int8_linear import _ACTIVATE, check_activation_quantization, check_weight
 from .int8_sparse24_linear import OP
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
-from .sparse24_conv2d import Pair, check_image, output_size
+from .sparse24_conv2d import Pair, check_image, output_size, padded
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
 
@@ -67,7 +66,7 @@ def int8_sparse24_conv2d(
 
     Returns (B, O, H', W') in dtype and memory format of ``x``. Equals ``int8_conv2d`` on the dense weight: the integer sum is exact, the
     gradient with respect to ``x`` straight-through, an image with NaN or Inf gives a NaN image.
-    The image is quantised once and unfolded. Checks and packs the weight on every call: a layer
+    The image is unfolded row by row as it is quantised. Checks and packs the weight on every call: a layer
     (``pycompress.nn.Int8Sparse24Conv2d``) does so once.
 
     Raises ``ValueError`` for shapes, ranges and corrupted indices, ``TypeError`` for dtypes.
@@ -145,43 +144,34 @@ def _run(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, patt
         return int8_conv2d_reference(
             x, weight, scale, bias, stride=stride, padding=padding, dilation=dilation, x_scale=x_scale, activation=activation
         )
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
     h, w = output_size(x, kernel_size, stride, padding, dilation, "int8_sparse24_conv2d")
-    k = c * kh * kw
-    out = torch.empty(b, h, w, o, dtype=x.dtype)  # the kernel's rows are positions, so its result is channels_last
+    memory_format = _memory_format(x)
+    out = torch.empty(b, o, h, w, dtype=x.dtype, memory_format=memory_format)
     dtype = native.DTYPES[x.dtype]
-    for i in range(b):  # one image at a time: the unfolded batch would not fit the caches
+    for i in range(b):
         image = x[i].detach().float()
-        amax = image.abs().amax() if image.numel() else image.new_zeros(())
+        amax = torch.stack(torch.aminmax(image)).abs().amax() if image.numel() else image.new_zeros(())
         if not bool(torch.isfinite(amax)):
             out[i].fill_(float("nan"))
             continue
-        image_scale = symmetric_scale(amax) if x_scale is None else torch.tensor(x_scale, dtype=torch.float32)
-        # bfloat16 holds -127..127 exactly, and the kernel, told that the step is 1, takes these integers as they are.
-        q = F.pad(quantize_affine(image, image_scale).to(torch.bfloat16), (pw, pw, ph, ph)).contiguous()
-        row, plane = q.shape[2], q.shape[1] * q.shape[2]
-        windows = q.as_strided((h, w, c, kh, kw), (sh * row, sw, plane, dh * row, dw))
-        rows = windows.reshape(h * w, k).contiguous()
-        steps = scale * image_scale
-        native.module.int8_sparse24_linear(
+        image = padded(image, padding)
+        native.module.int8_sparse24_conv2d(
             kernel,
             h * w,
             o,
-            k,
             NATIVE_PATTERNS[pattern],
-            rows.data_ptr(),
-            k,
-            native.DTYPES[torch.bfloat16],
+            image.data_ptr(),
+            (c, *image.shape[1:], *kernel_size, *stride, *dilation, w),
             packed.data_ptr(),
-            steps.data_ptr(),
+            scale.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            False,
-            1.0,
+            float(symmetric_scale(amax)) if x_scale is None else x_scale,
             native.ACTIVATIONS[activation],
             out[i].data_ptr(),
             dtype,
+            memory_format == torch.contiguous_format,
         )
-    return out.permute(0, 3, 1, 2).contiguous(memory_format=_memory_format(x))
+    return out
 
 
 def _fake(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, pattern, x_scale, activation, kernel):

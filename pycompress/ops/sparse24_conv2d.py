@@ -62,7 +62,7 @@ def sparse24_conv2d(
     - ``kernel``: forces one of ``native.kernels("sparse24_linear")``
 
     Returns (B, O, H', W') in the dtype of ``x``. Equals ``act(F.conv2d(x, weight, bias, stride, padding, dilation))``.
-    The image is unfolded; a 1 x 1 convolution with stride 1 is multiplied as it lies. Raises as ``sparse24_linear``.
+    The image is unfolded piece by piece while it is multiplied. Raises as ``sparse24_linear``.
 
     >>> values, indices = sparse24_compress(conv.weight.flatten(1), sparse24_mask(conv.weight.flatten(1).abs()))
     >>> y = sparse24_conv2d(x, values, indices, conv.bias, kernel_size=3, padding=1)
@@ -102,6 +102,11 @@ def output_size(
     if min(sizes) < 1:
         raise ValueError(f"{where}: kernel_size {tuple(kernel_size)} must fit into the padded image, got x {tuple(x.shape)}")
     return sizes[0], sizes[1]
+
+
+def padded(image: Tensor, padding: Pair) -> Tensor:
+    """(..., H, W) with zeros around it, contiguous: what the kernels unfold as they go."""
+    return F.pad(image, (padding[1], padding[1], padding[0], padding[0])).contiguous() if any(padding) else image.contiguous()
 
 
 def sparse24_conv2d_packed(x, packed, bias, o, kernel_size, stride, padding, dilation, pattern, activation, kernel) -> Tensor:
@@ -146,18 +151,17 @@ def _run(x, packed, bias, o, kernel_size, stride, padding, dilation, pattern, ac
         values, indices = unpack_sparse24(packed, o, k, pattern, torch.float32, kernel)
         return _convolve(x, unchecked_to_dense(values, indices, k, pattern), bias, kernel_size, stride, padding, dilation, activation)
     h, w = output_size(x, kernel_size, stride, padding, dilation)
-    image = x.detach().float().contiguous()
-    plain = (*kernel_size, *stride, *padding) == (1, 1, 1, 1, 0, 0)
+    image = padded(x.detach().float(), padding)
+    geometry = (c, *image.shape[2:], *kernel_size, *stride, *dilation, w)
     out = torch.empty(b, o, h, w)
-    for i in range(b):  # one image at a time: the unfolded batch would not fit the caches
-        columns = image[i] if plain else F.unfold(image[i : i + 1], kernel_size, dilation, padding, stride)
-        native.module.sparse24_product(
+    for i in range(b):
+        native.module.sparse24_conv2d(
             kernel,
             o,
-            k,
             h * w,
             NATIVE_PATTERNS[pattern],
-            columns.data_ptr(),
+            image[i].data_ptr(),
+            geometry,
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             native.ACTIVATIONS[activation],

@@ -70,6 +70,46 @@ void compare(const Kernel& kernel, const Kernel& scalar, const Case& c) {
   }
 }
 
+// Rows gathered out of an image against the same rows in a matrix.
+void convolution(const Kernel& kernel, int kept) {
+  Unfold image{nullptr, 5, 11, 12, 3, 3, 2, 1, 1, 2, 8};
+  const int64_t k = image.depth(), n = 21, m = 5 * image.out_w;
+  Random random(static_cast<uint64_t>(kept));
+  const parity::SparseWeight<int8_t> weight(n, k, kept, random, [](Random& r) { return r.i8(); });
+  Buffer<float> pixels(5 * 11 * 12), rows(m * k), scale(n), expected(m * n), got(m * n);
+  for (int64_t i = 0; i < pixels.size(); ++i) pixels[i] = random.uniform(-3, 3);
+  for (int64_t i = 0; i < n; ++i) scale[i] = random.uniform(1e-3f, 2e-2f);
+  image.image = pixels.data();
+  for (int64_t p = 0; p < m; ++p) unfold_position(image, p, rows.data() + p * k);
+  Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(kernel, n, k, kept)));
+  pack(kernel, weight.values.data(), weight.indices.data(), n, k, kept, packed.data());
+  LinearArgs args{m,
+                  n,
+                  k,
+                  kept,
+                  rows.data(),
+                  k,
+                  DType::f32,
+                  packed.data(),
+                  scale.data(),
+                  nullptr,
+                  false,
+                  0.02f,
+                  Activation::none,
+                  expected.data(),
+                  DType::f32};
+  linear(kernel, args);
+  args.x = nullptr, args.out = got.data(), args.image = image;
+  linear(kernel, args);
+  parity::expect(parity::same_bits(got.data(), expected.data(), m * n), std::string("int8_sparse24 ") + kernel.name + " convolution");
+  args.planes = true;
+  linear(kernel, args);
+  bool same = true;
+  for (int64_t p = 0; p < m; ++p)
+    for (int64_t c = 0; c < n; ++c) same = same && got[c * m + p] == expected[p * n + c];
+  parity::expect(same, std::string("int8_sparse24 ") + kernel.name + " planes");
+}
+
 void run() {
   const auto list = parity::usable("int8_sparse24", kernels());
   const Kernel& scalar = *list.back();
@@ -77,6 +117,7 @@ void run() {
   const int64_t shapes[][3] = {{1, 1, 1},    {1, 16, 32},   {2, 7, 5},     {5, 17, 33},   {6, 8, 64}, {7, 33, 31}, {12, 64, 100},
                                {13, 65, 66}, {3, 130, 260}, {40, 47, 129}, {25, 200, 37}, {0, 3, 4},  {3, 0, 4},   {3, 4, 0}};
   for (const Kernel* kernel : list) {
+    for (int kept : {1, 2}) parity::fresh([&] { convolution(*kernel, kept); });
     if (kernel == &scalar) continue;
     const auto check = [&](const Case& c) { parity::fresh([&] { compare(*kernel, scalar, c); }); };
     Kernel without = *kernel;  // 1:4 falls back to 2:4

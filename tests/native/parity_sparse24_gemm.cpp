@@ -53,20 +53,23 @@ void compare(const Kernel& kernel, const Kernel& scalar, int64_t m, int64_t n, i
   parity::expect(parity::difference(wide_got.data(), wide_expected.data(), m * n) <= step, name(kernel, m, n, k, kept, "sums"));
 }
 
-// Activations that lie transposed, as an unfolded image does.
-void transposed(const Kernel& kernel, const Kernel& scalar, int64_t n, int64_t k, int64_t l, int kept) {
+// An image that is unfolded on the way.
+void convolution(const Kernel& kernel, const Kernel& scalar, int64_t n, int kept, const Unfold& shape, int64_t out_h) {
+  const int64_t k = shape.depth(), l = out_h * shape.out_w;
   Random random(static_cast<uint64_t>(n * 1009 + k));
   const parity::SparseWeight<float> weight(n, k, kept, random, [](Random& r) { return r.uniform(-1, 1); });
-  Buffer<float> xt(k * l), bias(n), expected(n * l), got(n * l);
-  for (int64_t i = 0; i < k * l; ++i) xt[i] = random.uniform(-3, 3);
+  Buffer<float> image(shape.channels * shape.height * shape.width), bias(n), expected(n * l), got(n * l);
+  for (int64_t i = 0; i < image.size(); ++i) image[i] = random.uniform(-3, 3);
   for (int64_t i = 0; i < n; ++i) bias[i] = random.uniform(-1, 1);
+  Unfold input = shape;
+  input.image = image.data();
   for (const Kernel* kr : {&scalar, &kernel}) {
     Buffer<uint8_t> packed(static_cast<int64_t>(packed_bytes(*kr, n, k, kept)));
     pack(*kr, weight.values.data(), weight.indices.data(), n, k, kept, packed.data());
-    product(*kr, {n, k, l, kept, xt.data(), packed.data(), bias.data(), Activation::relu, (kr == &scalar ? expected : got).data()});
+    convolve(*kr, {n, l, kept, input, packed.data(), bias.data(), Activation::relu, (kr == &scalar ? expected : got).data()});
   }
   parity::expect(parity::difference(got.data(), expected.data(), n * l) <= 4e-7 * static_cast<double>(k + 10),
-                 name(kernel, l, n, k, kept, "product"));
+                 name(kernel, l, n, k, kept, "convolution"));
 }
 
 void run() {
@@ -88,9 +91,19 @@ void run() {
           parity::fresh([&] { compare(*kernel, scalar, s[0], s[1], s[2], kept, dtype, Activation::none); });
     for (Activation activation : {Activation::relu, Activation::gelu, Activation::silu})
       for (int64_t m : {3, 40}) parity::fresh([&] { compare(*kernel, scalar, m, 21, 50, 2, DType::f32, activation); });
-    for (const auto& s : {std::pair<int64_t, int64_t>{7, 20}, {33, 66}, {150, 127}})
-      for (int64_t l : {1, 15, 64, 100})
-        for (int kept : {1, 2}) parity::fresh([&] { transposed(*kernel, scalar, s.first, s.second, l, kept); });
+    // channels, height, width, kernel, stride, dilation, positions in a row; the last pixel is read in each.
+    const std::pair<Unfold, int64_t> images[] = {{{nullptr, 20, 1, 15, 1, 1, 1, 1, 1, 1, 15}, 1},
+                                                 {{nullptr, 66, 8, 8, 1, 1, 1, 1, 1, 1, 8}, 8},
+                                                 {{nullptr, 5, 12, 13, 3, 3, 1, 1, 1, 1, 11}, 10},
+                                                 {{nullptr, 3, 11, 9, 3, 3, 2, 2, 2, 1, 4}, 4},
+                                                 {{nullptr, 7, 9, 20, 2, 5, 1, 1, 1, 2, 12}, 8}};
+    for (const auto& [image, out_h] : images)
+      for (int64_t n : {7, 150})
+        for (int kept : {1, 2}) {
+          const Unfold& shape = image;
+          const int64_t rows = out_h;
+          parity::fresh([&] { convolution(*kernel, scalar, n, kept, shape, rows); });
+        }
   }
 }
 
