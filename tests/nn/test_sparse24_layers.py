@@ -4,7 +4,6 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from support.sparse24 import OWN_1_4
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -157,8 +156,7 @@ def test_a_quarter_of_the_weights_takes_half_the_bytes_of_2_4(cls, share):
     item = layer.values_dtype.itemsize
     assert layer.num_params() == 64 * 256
     assert layer.num_bytes() - (64 * 4 if cls is Int8Sparse24Linear else 0) <= share * 64 * 1024 * item
-    if layer.kernel in OWN_1_4:
-        assert layer.packed.numel() <= share * 64 * 1024 * item
+    assert layer.packed.numel() <= share * 64 * 1024 * item
     assert pycompress.report(nn.Sequential(layer), torch.randn(2, 1024), measure=False).layers[0].bytes == layer.num_bytes()
 
 

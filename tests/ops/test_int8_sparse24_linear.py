@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guard import guarded, linux_only
 from support.kernels import all_kernels, native_kernels
-from support.sparse24 import EMPTY, OWN_1_4, SHAPES, sparse_int8
+from support.sparse24 import EMPTY, SHAPES, sparse_int8
 
 from pycompress.ops import int8_linear, int8_sparse24_linear, int8_sparse24_linear_reference, native, quantize_affine, sparse24_compress
 from pycompress.ops.sparse24_packing import pack_sparse24, unpack_sparse24
@@ -184,7 +184,7 @@ def test_packing_loses_nothing_and_stays_small(pattern, kernel):
         v, i = unpack_sparse24(packed, n, k, pattern, torch.int8, kernel)
         assert torch.equal(v, values)
         assert torch.equal(i, indices)
-    assert packed.numel() <= {"2:4": 0.63, "1:4": 0.32 if kernel in OWN_1_4 else 0.63}[pattern] * 128 * 1024
+    assert packed.numel() <= {"2:4": 0.63, "1:4": 0.32}[pattern] * 128 * 1024
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

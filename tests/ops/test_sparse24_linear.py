@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guard import guarded, linux_only
 from support.kernels import all_kernels, native_kernels
-from support.sparse24 import EMPTY, OWN_1_4, SHAPES, sparse_float
+from support.sparse24 import EMPTY, SHAPES, sparse_float
 
 from pycompress.ops import native, sparse24_linear
 from pycompress.ops.sparse24_packing import pack_sparse24, unpack_sparse24
@@ -144,7 +144,7 @@ def test_packing_loses_nothing_and_stays_small(pattern, kernel):
         v, i = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
         assert torch.equal(v, values)
         assert torch.equal(i, indices)
-    assert packed.numel() <= {"2:4": 0.57, "1:4": 0.29 if kernel in OWN_1_4 else 0.57}[pattern] * 128 * 1024 * 4
+    assert packed.numel() <= {"2:4": 0.57, "1:4": 0.29}[pattern] * 128 * 1024 * 4
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -22,8 +22,6 @@ SHAPES = [
     (40, 20, 1100),
     (9, 40, 2080),
 ]
-OWN_1_4 = {"avx512_vbmi", "avx512_vnni", "avx512", "avx2", "scalar", "reference"}
-"""Kernels that keep 1:4 weights as such; the others hold them as 2:4, with zeros."""
 EMPTY = [(0, 3, 4), (3, 0, 4), (3, 4, 0), (70, 4, 0), (0, 0, 0)]
 
 
