@@ -144,3 +144,21 @@ def test_bad_input():
     state["indices"][0, 0] = 0b0000_0000  # both kept at position 0
     with pytest.raises(RuntimeError, match="indices must rise strictly"):
         Int8Sparse24Conv2d(3, 4, (3, 3)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("kernel", all_kernels("int8_sparse24_linear"))
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_threads_change_nothing(memory_format, kernel):
+    """Few positions share out the channels among the threads, many positions the rows."""
+    before = torch.get_num_threads()
+    try:
+        for size, o in ((6, 260), (24, 40)):
+            conv, x = sparse_conv(40, o, kernel_size=3, padding=1), randn(1, 40, size, size).contiguous(memory_format=memory_format)
+            q, scale = quantize_weight(conv.weight)
+            compressed = sparse24_compress(q.flatten(1))
+            torch.set_num_threads(1)
+            expected = int8_sparse24_conv2d(x, *compressed, scale, kernel_size=3, padding=1, kernel=kernel)
+            torch.set_num_threads(2)
+            assert torch.equal(int8_sparse24_conv2d(x, *compressed, scale, kernel_size=3, padding=1, kernel=kernel), expected)
+    finally:
+        torch.set_num_threads(before)
