@@ -45,6 +45,10 @@ static PC_INLINE float32x4_t activate_neon(float32x4_t y, Activation activation)
       return vmulq_f32(vmulq_n_f32(y, 0.5f), vaddq_f32(one, erf_neon(vmulq_n_f32(y, 0.70710678f))));
     case Activation::silu:
       return vdivq_f32(y, vaddq_f32(one, exp_neon(vnegq_f32(y))));
+    case Activation::relu6:  // the instructions keep NaN
+      return vminq_f32(vdupq_n_f32(6.0f), vmaxq_f32(zero, y));
+    case Activation::hardswish:
+      return vmulq_n_f32(vmulq_f32(y, vminq_f32(vdupq_n_f32(6.0f), vmaxq_f32(zero, vaddq_f32(y, vdupq_n_f32(3.0f))))), 1.0f / 6.0f);
     default:
       return y;
   }

@@ -52,6 +52,12 @@ static PC_INLINE __m256 activate_avx2(__m256 y, Activation activation) {
                            _mm256_add_ps(one, erf_avx2(_mm256_mul_ps(y, _mm256_set1_ps(0.70710678f)))));
     case Activation::silu:
       return _mm256_div_ps(y, _mm256_add_ps(one, exp_avx2(_mm256_sub_ps(_mm256_setzero_ps(), y))));
+    case Activation::relu6:
+      return _mm256_min_ps(_mm256_set1_ps(6.0f), _mm256_max_ps(_mm256_setzero_ps(), y));
+    case Activation::hardswish:
+      return _mm256_mul_ps(
+          _mm256_mul_ps(y, _mm256_min_ps(_mm256_set1_ps(6.0f), _mm256_max_ps(_mm256_setzero_ps(), _mm256_add_ps(y, _mm256_set1_ps(3.0f))))),
+          _mm256_set1_ps(1.0f / 6.0f));
     default:
       return y;
   }
@@ -97,6 +103,12 @@ static PC_INLINE __m512 activate_avx512(__m512 y, Activation activation) {
                            _mm512_add_ps(one, erf_avx512(_mm512_mul_ps(y, _mm512_set1_ps(0.70710678f)))));
     case Activation::silu:
       return _mm512_div_ps(y, _mm512_add_ps(one, exp_avx512(_mm512_sub_ps(_mm512_setzero_ps(), y))));
+    case Activation::relu6:
+      return _mm512_min_ps(_mm512_set1_ps(6.0f), _mm512_max_ps(_mm512_setzero_ps(), y));
+    case Activation::hardswish:
+      return _mm512_mul_ps(
+          _mm512_mul_ps(y, _mm512_min_ps(_mm512_set1_ps(6.0f), _mm512_max_ps(_mm512_setzero_ps(), _mm512_add_ps(y, _mm512_set1_ps(3.0f))))),
+          _mm512_set1_ps(1.0f / 6.0f));
     default:
       return y;
   }

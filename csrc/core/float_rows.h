@@ -16,6 +16,10 @@ static inline float activate(float y, Activation a) {
       return 0.5f * y * (1.0f + std::erf(y * 0.70710678118654752f));
     case Activation::silu:
       return y / (1.0f + std::exp(-y));
+    case Activation::relu6:
+      return y < 0.0f ? 0.0f : y > 6.0f ? 6.0f : y;
+    case Activation::hardswish:
+      return y * (y < -3.0f ? 0.0f : y > 3.0f ? 6.0f : y + 3.0f) * (1.0f / 6.0f);
     default:
       return y;
   }

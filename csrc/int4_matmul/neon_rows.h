@@ -118,16 +118,7 @@ static PC_INLINE void store_rows_neon(const float* acc, int64_t rows, int cols, 
 }
 
 static inline void store_neon(const float* acc, int64_t rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
-  switch (e.activation) {
-    case Activation::none:
-      return store_rows_neon<Activation::none>(acc, rows, cols, e, out, ldo);
-    case Activation::relu:
-      return store_rows_neon<Activation::relu>(acc, rows, cols, e, out, ldo);
-    case Activation::gelu:
-      return store_rows_neon<Activation::gelu>(acc, rows, cols, e, out, ldo);
-    case Activation::silu:
-      return store_rows_neon<Activation::silu>(acc, rows, cols, e, out, ldo);
-  }
+  PC_WITH_ACTIVATION(e.activation, store_rows_neon, acc, rows, cols, e, out, ldo)
 }
 
 }  // namespace pycompress::int4_matmul

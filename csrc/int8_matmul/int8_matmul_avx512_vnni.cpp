@@ -150,16 +150,7 @@ PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue
 }
 
 void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
-  switch (e.activation) {
-    case Activation::none:
-      return store_rows<Activation::none>(acc, rows, cols, e, out, ldo);
-    case Activation::relu:
-      return store_rows<Activation::relu>(acc, rows, cols, e, out, ldo);
-    case Activation::gelu:
-      return store_rows<Activation::gelu>(acc, rows, cols, e, out, ldo);
-    case Activation::silu:
-      return store_rows<Activation::silu>(acc, rows, cols, e, out, ldo);
-  }
+  PC_WITH_ACTIVATION(e.activation, store_rows, acc, rows, cols, e, out, ldo)
 }
 
 void widen(const void* src, DType dtype, int64_t n, float* dst) {

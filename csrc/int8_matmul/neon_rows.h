@@ -85,14 +85,14 @@ static inline void load_row_s8(const int8_t* a, int64_t k, int64_t kp, int, void
   if (kp > k) std::memset(static_cast<int8_t*>(dst) + k, 0, static_cast<size_t>(kp - k));
 }
 
-template <int kNr, Activation kActivation>
-static PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
+template <Activation kActivation>
+static PC_INLINE void store_rows(const int32_t* acc, int ld, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
   int c = 0;
   for (; c + 4 <= cols; c += 4) {
     const float32x4_t sb = vld1q_f32(e.col_scale + c), bias = e.bias ? vld1q_f32(e.bias + c) : vdupq_n_f32(0.0f);
     const uint32x4_t sums = vreinterpretq_u32_s32(vld1q_s32(e.column_sum + c));
     for (int r = 0; r < rows; ++r) {
-      const uint32x4_t all = vreinterpretq_u32_s32(vld1q_s32(acc + r * kNr + c));
+      const uint32x4_t all = vreinterpretq_u32_s32(vld1q_s32(acc + r * ld + c));
       const int32x4_t sum = vreinterpretq_s32_u32(vmlsq_n_u32(all, sums, static_cast<uint32_t>(e.row_correction[r])));
       const float32x4_t y = vfmaq_f32(bias, vcvtq_f32_s32(sum), vmulq_n_f32(sb, e.row_scale[r]));
       vst1q_f32(out + r * ldo + c, activate_neon(y, kActivation));
@@ -101,7 +101,7 @@ static PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const E
   for (; c < cols; ++c)
     for (int r = 0; r < rows; ++r) {
       const uint32_t extra = static_cast<uint32_t>(e.row_correction[r]) * static_cast<uint32_t>(e.column_sum[c]);
-      const int32_t sum = static_cast<int32_t>(static_cast<uint32_t>(acc[r * kNr + c]) - extra);
+      const int32_t sum = static_cast<int32_t>(static_cast<uint32_t>(acc[r * ld + c]) - extra);
       const float y = std::fma(static_cast<float>(sum), e.row_scale[r] * e.col_scale[c], e.bias ? e.bias[c] : 0.0f);
       out[r * ldo + c] = vgetq_lane_f32(activate_neon(vdupq_n_f32(y), kActivation), 0);
     }
@@ -109,16 +109,7 @@ static PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const E
 
 template <int kNr>
 static inline void store_f32_neon(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
-  switch (e.activation) {
-    case Activation::none:
-      return store_rows<kNr, Activation::none>(acc, rows, cols, e, out, ldo);
-    case Activation::relu:
-      return store_rows<kNr, Activation::relu>(acc, rows, cols, e, out, ldo);
-    case Activation::gelu:
-      return store_rows<kNr, Activation::gelu>(acc, rows, cols, e, out, ldo);
-    case Activation::silu:
-      return store_rows<kNr, Activation::silu>(acc, rows, cols, e, out, ldo);
-  }
+  PC_WITH_ACTIVATION(e.activation, store_rows, acc, kNr, rows, cols, e, out, ldo)
 }
 
 }  // namespace pycompress::int8_matmul

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.int4 import check_group_size, check_int4, int4_error, num_groups, quantize_weight_int4
 from ..ops.int4_linear import (
     check_input,
@@ -48,8 +49,7 @@ class Int4Linear(PackedModule):
     ) -> None:
         super().__init__()
         check_group_size("Int4Linear", group_size)
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"Int4Linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation("Int4Linear", activation)
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
         self.symmetric, self.int8_activations, self.activation = symmetric, int8_activations, activation or "none"
         groups = (out_features, num_groups(in_features, group_size))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.affine import quantize_weight
 from ..ops.int8_conv2d import (
     Requantization,
@@ -64,8 +65,7 @@ class Int8Conv2d(Int8ActivationModule):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"{where}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation(where, activation)
         if asymmetric and not static:
             raise ValueError(f"{where}: asymmetric activations need static=True")
         if asymmetric_output and not int8_output:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.affine import quantize_weight
 from ..ops.cuda import int8_linear as cuda_int8
 from ..ops.int8_linear import check_activation_quantization, check_input, int8_linear_packed
@@ -39,8 +40,7 @@ class Int8Linear(Int8ActivationModule):
         activation: str | None = None,
     ) -> None:
         super().__init__()
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"Int8Linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation("Int8Linear", activation)
         check_activation_quantization("Int8Linear", in_features, 1.0 if static else None, 0 if static and asymmetric else None, asymmetric)
         self.in_features, self.out_features = in_features, out_features
         self.static, self.asymmetric, self.activation = static, asymmetric, activation or "none"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.affine import quantize_weight
 from ..ops.int8_linear import check_activation_quantization
 from ..ops.int8_sparse24_conv2d import int8_sparse24_conv2d_packed
@@ -53,8 +53,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
     ) -> None:
         super().__init__()
         where = "Int8Sparse24Conv2d"
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"{where}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation(where, activation)
         parse_nm(where, pattern)
         depth = in_channels * kernel_size[0] * kernel_size[1]
         check_activation_quantization(where, depth, 1.0 if static else None, None)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.affine import quantize_weight
 from ..ops.int8_linear import check_activation_quantization, check_input
 from ..ops.int8_sparse24_linear import OP, int8_sparse24_linear_packed
@@ -44,8 +45,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         activation: str | None = None,
     ) -> None:
         super().__init__()
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"Int8Sparse24Linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation("Int8Sparse24Linear", activation)
         parse_nm("Int8Sparse24Linear", pattern)
         check_activation_quantization("Int8Sparse24Linear", in_features, 1.0 if static else None, None)
         self.in_features, self.out_features = in_features, out_features

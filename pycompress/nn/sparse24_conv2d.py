@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.sparse24 import parse_nm, sparse24_compress
 from ..ops.sparse24_conv2d import check_image, sparse24_conv2d_packed
 from ..ops.sparse24_linear import OP
@@ -43,8 +43,7 @@ class Sparse24Conv2d(Sparse24Weight):
         activation: str | None = None,
     ) -> None:
         super().__init__()
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"Sparse24Conv2d: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation("Sparse24Conv2d", activation)
         parse_nm("Sparse24Conv2d", pattern)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = (kernel_size[0], kernel_size[1]), (stride[0], stride[1])

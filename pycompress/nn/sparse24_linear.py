@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import native
+from ..ops.activation import check_activation
 from ..ops.int8_linear import check_input
 from ..ops.sparse24 import parse_nm, sparse24_compress
 from ..ops.sparse24_linear import OP, sparse24_linear_packed
@@ -33,8 +34,7 @@ class Sparse24Linear(Sparse24Weight):
         self, in_features: int, out_features: int, bias: bool = True, *, pattern: str = "2:4", activation: str | None = None
     ) -> None:
         super().__init__()
-        if activation not in native.ACTIVATIONS:
-            raise ValueError(f"Sparse24Linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+        check_activation("Sparse24Linear", activation)
         parse_nm("Sparse24Linear", pattern)
         self.in_features, self.out_features = in_features, out_features
         self.pattern, self.activation = pattern, activation or "none"

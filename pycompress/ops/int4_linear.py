@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .affine import quantize_affine, symmetric_scale
 from .int4 import SYMMETRIC_ZERO_POINT, check_int4, dequantize_int4, int4_error, num_groups, unpack_nibbles
 from .library import define, tracing
-
-_ACTIVATE = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 def int4_linear_reference(
@@ -47,7 +46,7 @@ def int4_linear_reference(
         y = torch.where(torch.isfinite(amax), y, float("nan"))
     if bias is not None:
         y = y + bias.float()
-    return _ACTIVATE[activation or "none"](y).to(x.dtype)
+    return ACTIVATE[activation or "none"](y).to(x.dtype)
 
 
 def int4_linear(
@@ -69,7 +68,7 @@ def int4_linear(
     - ``bias``: (N,) float or None
     - ``int8_activations``: False multiplies in float; True quantises each row of x to int8 (dynamic, symmetric, ``max|x| / 127``),
       with sums that are exact inside a group and float over groups, in ascending order
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
     - ``kernel``: forces one of ``native.kernels("int4_matmul")``
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, dequantize_int4(weight, ...), bias))``, with x rounded to int8 first
@@ -96,8 +95,7 @@ def int4_linear(
         if bias.device != weight.device:
             raise ValueError(f"int4_linear: bias must be on {weight.device} like weight, got {bias.device}")
         bias = bias.float().contiguous()
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"int4_linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation("int4_linear", activation)
     name = int4_kernel_for(x, kernel, "int4_linear")
     problem = None if tracing() else int4_error(scale, zero_point)
     if problem is not None:
@@ -191,7 +189,7 @@ class _StraightThrough(torch.autograd.Function):
             before = run(x, packed, bias, n, k, group_size, asymmetric, int8_activations, "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         dequantize = _dequantize_op if tracing() else dequantize_packed
         dense = dequantize(packed, n, k, group_size, asymmetric, kernel)
         return (grad.float() @ dense).to(x.dtype), *[None] * (2 + len(ctx.arguments))

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .affine import dequantize_affine, quantize_affine, symmetric_scale
-from .int8_linear import _ACTIVATE, check_activation_quantization, check_weight
+from .int8_linear import check_activation_quantization, check_weight
 from .int8_matmul import kernel_for as matmul_kernel_for
 from .library import define, tracing
 
@@ -112,7 +113,7 @@ def int8_conv2d_reference(
             else dequantize_affine(residual.int(), torch.tensor(residual_scale), residual_zero_point or 0)
         )
         y = y + r.float()
-    y = _ACTIVATE[activation or "none"](y)
+    y = ACTIVATE[activation or "none"](y)
     if out_scale is not None:
         zero_point, quant_min = (0, -127) if out_zero_point is None else (out_zero_point, -128)
         step = torch.tensor(out_scale, dtype=torch.float32, device=x.device)
@@ -148,7 +149,7 @@ def int8_conv2d(
     - ``x``: (N, C, H, W) float32, bfloat16 or float16, contiguous or channels_last; or int8, which needs ``x_scale``
     - ``weight``: (O, C / groups, kh, kw) int8; ``scale``: (O,) float32, the step of each output channel; ``bias``: (O,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per image. A float: static, with ``x_zero_point`` as in ``int8_linear``
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``, after the residual
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``, after the residual
     - ``residual``: shape of the result, added before the activation; float, or int8 with ``residual_scale`` and ``residual_zero_point``
     - ``out_scale``, ``out_zero_point``: make the result int8, as ``quantize_affine`` would; always channels_last, the layout in which
       int8 results go straight into the next convolution
@@ -168,8 +169,7 @@ def int8_conv2d(
     check_weight("int8_conv2d", weight, scale, bias, dim=4)
     geometry = make_geometry("int8_conv2d", weight.shape, stride, padding, dilation, groups)
     check_activation_quantization("int8_conv2d", weight[0].numel() if len(weight) else 0, x_scale, x_zero_point)
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"int8_conv2d: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation("int8_conv2d", activation)
     check_input("int8_conv2d", x, geometry, weight.shape[1] * groups, x_scale is not None, weight.device)
     after = make_requantization(
         "int8_conv2d", x, geometry, residual, residual_scale, residual_zero_point, out_scale, out_zero_point, out_dtype
@@ -325,7 +325,7 @@ class _StraightThrough(torch.autograd.Function):
             before = (_op if tracing() else _run)(x, packed, scale, bias, residual, *ctx.rest[:-2], "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         grad_x = grad_residual = None
         if ctx.needs_input_grad[4]:
             grad_residual = grad.to(residual.dtype)

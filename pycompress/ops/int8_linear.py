@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .affine import asymmetric_qparams, quantize_affine, symmetric_scale
 from .cuda import int8_linear as cuda_int8
 from .cuda.extension import NAME as CUDA
@@ -17,8 +17,6 @@ from .library import define, tracing
 
 MAX_K_ZERO_POINT = 66311
 """Largest K with a zero point: |q - zero_point| reaches 255, and 255 * 127 * K must stay below 2**31."""
-
-_ACTIVATE = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 def int8_linear_reference(
@@ -50,7 +48,7 @@ def int8_linear_reference(
     y = total.float() * (row_scale * scale)
     if bias is not None:
         y = y + bias.float()
-    return _ACTIVATE[activation or "none"](y).to(x.dtype)
+    return ACTIVATE[activation or "none"](y).to(x.dtype)
 
 
 def int8_linear(
@@ -72,7 +70,7 @@ def int8_linear(
     - ``x_scale`` None: dynamic, one scale per row ("per token"), symmetric with ``max|x| / 127``, or, if ``asymmetric``, with a zero point
       per row and ``(max - min) / 255``, the range widened to include 0. A float: static, one scale per tensor;
       then ``x_zero_point`` None means symmetric (-127..127), an int from -128 to 127 means asymmetric (-128..127)
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
     - ``kernel``: forces one of ``native.kernels("int8_matmul")``
 
     Returns (..., N) in the dtype of ``x``. Equals
@@ -89,8 +87,7 @@ def int8_linear(
     n, k = weight.shape
     check_activation_quantization("int8_linear", k, x_scale, x_zero_point, asymmetric)
     check_input("int8_linear", x, k, weight)
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"int8_linear: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation("int8_linear", activation)
     name = kernel_for(x, kernel, "int8_linear")
     packed = _pack_op(weight, name) if tracing() else pack_weight(weight, name)
     scale = scale.contiguous()
@@ -138,7 +135,7 @@ class _StraightThrough(torch.autograd.Function):
             before = run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         canonical = _unpack_op(packed, n, k, kernel) if tracing() else unpack_weight(packed, n, k, kernel)
         weight = canonical.float() * scale[:, None]
         return ((grad.float() @ weight).to(x.dtype), *[None] * 10)

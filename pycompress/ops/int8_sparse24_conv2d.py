@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .affine import symmetric_scale
 from .int8_conv2d import _memory_format, int8_conv2d_reference
-from .int8_linear import _ACTIVATE, check_activation_quantization, check_weight
+from .int8_linear import check_activation_quantization, check_weight
 from .int8_sparse24_linear import OP
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
@@ -61,7 +62,7 @@ def int8_sparse24_conv2d(
     - ``values``, ``indices``: ``sparse24_compress(q.flatten(1))`` of an int8 weight (O, C, kh, kw); ``scale``: (O,) float32;
       ``bias``: (O,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per image. A float: static, symmetric
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
     - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``
 
     Returns (B, O, H', W') in dtype and memory format of ``x``. Equals ``int8_conv2d`` on the dense weight: the integer sum is exact, the
@@ -85,8 +86,7 @@ def int8_sparse24_conv2d(
     sparse24_check(where, values, indices, k, pattern=pattern)
     if x.device != values.device:
         raise ValueError(f"{where}: x must be on {values.device} like values, got {x.device}")
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"{where}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation(where, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     packed = pack_sparse24(values, indices, k, pattern, name)
     bias = None if bias is None else bias.float().contiguous()
@@ -125,7 +125,7 @@ class _StraightThrough(torch.autograd.Function):
             before = (_op if tracing() else _run)(x, packed, scale, bias, *ctx.arguments[:-2], "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         weight = _dense(packed, o, x.shape[1], kernel_size, pattern, kernel).float() * scale[:, None, None, None]
         dx = torch.nn.grad.conv2d_input(x.shape, weight, grad.float(), stride, padding, dilation)
         return (dx.to(x.dtype), *[None] * 12)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .cuda import sparse24 as cuda_sparse24
 from .cuda.extension import NAME as CUDA
-from .int8_linear import _ACTIVATE, check_activation_quantization, check_input, check_weight, int8_linear_reference
+from .int8_linear import check_activation_quantization, check_input, check_weight, int8_linear_reference
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
@@ -51,7 +52,7 @@ def int8_sparse24_linear(
     - ``x``: (..., K) float32, bfloat16 or float16
     - ``values``, ``indices``: an int8 weight (N, K) out of ``sparse24_compress``; ``scale``: (N,) float32; ``bias``: (N,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per row, ``max|x| / 127``. A float: static, symmetric, one scale per tensor
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
     - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
       "cuda" runs 2:4
 
@@ -69,8 +70,7 @@ def int8_sparse24_linear(
     check_activation_quantization(OP, k, x_scale, None)
     check_input(OP, x, k, values)
     sparse24_check(OP, values, indices, k, pattern=pattern)
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"{OP}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation(OP, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     packed = pack_sparse24(values, indices, k, pattern, name)
     bias = None if bias is None else bias.float().contiguous()
@@ -118,7 +118,7 @@ class _StraightThrough(torch.autograd.Function):
             before = run(x, packed, scale, bias, n, k, pattern, x_scale, "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.int8, kernel)
         weight = unchecked_to_dense(values, indices, k, pattern).float() * scale[:, None]
         return ((grad.float() @ weight).to(x.dtype), *[None] * 9)

@@ -18,7 +18,7 @@ import torch
 REFERENCE = "reference"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Element types by their number in csrc/core/types.h."""
-ACTIVATIONS = {None: 0, "none": 0, "relu": 1, "gelu": 2, "silu": 3}
+ACTIVATIONS = {None: 0, "none": 0, "relu": 1, "gelu": 2, "silu": 3, "relu6": 4, "hardswish": 5}
 """Fused activations by their number in csrc/core/types.h."""
 
 

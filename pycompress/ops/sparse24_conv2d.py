@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .int8_linear import _ACTIVATE
+from .activation import ACTIVATE, check_activation
 from .library import define, tracing
 from .sparse24 import sparse24_to_dense, unchecked_to_dense
 from .sparse24_linear import OP, check_float_weight
@@ -37,7 +37,7 @@ def sparse24_conv2d_reference(
 def _convolve(x, dense, bias, kernel_size, stride, padding, dilation, activation):
     weight = dense.double().view(dense.shape[0], x.shape[1], *kernel_size)
     y = F.conv2d(x.double(), weight, None if bias is None else bias.double(), stride, padding, dilation)
-    return _ACTIVATE[activation](y.float()).to(x.dtype)
+    return ACTIVATE[activation](y.float()).to(x.dtype)
 
 
 def sparse24_conv2d(
@@ -76,8 +76,7 @@ def sparse24_conv2d(
     check_float_weight(where, values, indices, bias, k, pattern)
     if x.device != values.device:
         raise ValueError(f"{where}: x must be on {values.device} like values, got {x.device}")
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"{where}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation(where, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     packed = pack_sparse24(values, indices, k, pattern, name)
     bias = None if bias is None else bias.float().contiguous()
@@ -136,7 +135,7 @@ class _WithGradient(torch.autograd.Function):
             before = (_op if tracing() else _run)(x, packed, bias, *ctx.arguments[:-2], "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         k = x.shape[1] * kernel_size[0] * kernel_size[1]
         values, indices = unpack_sparse24(packed, o, k, pattern, torch.float32, kernel)
         weight = unchecked_to_dense(values, indices, k, pattern).view(o, x.shape[1], *kernel_size)

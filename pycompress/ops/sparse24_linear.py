@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .activation import ACTIVATE, check_activation
 from .cuda import sparse24 as cuda_sparse24
 from .cuda.extension import NAME as CUDA
-from .int8_linear import _ACTIVATE
 from .library import define, tracing
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
@@ -28,7 +28,7 @@ def sparse24_linear_reference(
 
 def _linear(x: Tensor, dense: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     y = F.linear(x.double(), dense.double(), None if bias is None else bias.double()).float()
-    return _ACTIVATE[activation](y).to(x.dtype)
+    return ACTIVATE[activation](y).to(x.dtype)
 
 
 def sparse24_linear(
@@ -45,7 +45,7 @@ def sparse24_linear(
 
     - ``x``: (..., K) float32, bfloat16 or float16; sums are float32
     - ``values``, ``indices``: a float32 weight (N, K) out of ``sparse24_compress``; ``bias``: (N,) float or None
-    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf) or ``"silu"``
+    - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
     - ``kernel``: forces one of ``native.kernels("sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
       bfloat16 and float16 run "cuda" for 2:4: the weight is rounded to the dtype of ``x``
 
@@ -67,8 +67,7 @@ def sparse24_linear(
     check_float_weight(OP, values, indices, bias, k, pattern)
     if x.device != values.device:
         raise ValueError(f"{OP}: x must be on {values.device} like values, got {x.device}")
-    if activation not in native.ACTIVATIONS:
-        raise ValueError(f"{OP}: activation must be None, 'relu', 'gelu' or 'silu', got {activation!r}")
+    check_activation(OP, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     if name == CUDA:  # the instructions want one type for both
         values = values.to(x.dtype)
@@ -122,7 +121,7 @@ class _WithGradient(torch.autograd.Function):
             before = run(x, packed, bias, n, k, pattern, "none", kernel)
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(_ACTIVATE[activation](before), before, grad)[0]
+                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         values, indices = unpack_sparse24(packed, n, k, pattern, x.dtype if kernel == CUDA else torch.float32, kernel)
         values = values.float()
         return ((grad.float() @ unchecked_to_dense(values, indices, k, pattern)).to(x.dtype), *[None] * 7)

@@ -16,6 +16,8 @@ from ..ops.affine import quantize_affine
 from .tracing import Traced, graphs
 from .types import Layer
 
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
+
 
 @dataclass
 class _Chain:
@@ -31,8 +33,8 @@ class _Chain:
 def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> tuple[nn.Module, dict[Layer, nn.Module]]:
     """Fuse into the new layers what follows the prepared ones in ``model``. Returns the model and the layers to put in their places.
 
-    - nn.ReLU, nn.GELU (exact) and nn.SiLU behind a layer whose result it alone reads become the layer's ``activation``; an
-      ``nn.Identity`` takes the module's place
+    - nn.ReLU, nn.ReLU6, nn.GELU (exact), nn.SiLU and nn.Hardswish behind a layer whose result it alone reads become the layer's
+      ``activation``; an ``nn.Identity`` takes the module's place
     - an ``Int8Conv2d`` whose result, after such an activation, only static int8 convolutions with one common scale read, gives them int8
       on that scale. The integers are those that they would have made of the float result, so nothing changes but the traffic
 
@@ -70,10 +72,8 @@ def activation_of(module: nn.Module | None) -> str | None:
     'gelu'
     """
     kind = type(module)
-    if kind is nn.ReLU:
-        return "relu"
-    if kind is nn.SiLU:
-        return "silu"
+    if kind in _ACTIVATIONS:
+        return _ACTIVATIONS[kind]
     if kind is nn.GELU:
         return "gelu" if module.approximate == "none" else None  # type: ignore[union-attr]
     if kind.__module__ == "transformers.activations":  # told by name, so that transformers need not be installed
@@ -94,18 +94,17 @@ def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep
         called, last = traced.module(reader), _through_identities(traced, reader)
     once = called is None or traced.called_once(called)
     target = _int8_target(traced, last, made) if isinstance(new, Int8Conv2d) and (once or type(called) is nn.ReLU) else None
-    if type(called) is nn.ReLU6:
-        # ReLU and the clipping of the integers are a ReLU6 where the largest integer stands for 6 or less.
-        return _Chain("relu", called, *target) if target is not None and _saturates_at(6.0, *target) else None
     activation = activation_of(called) or "none"
     if target is not None:
+        if activation == "relu6" and _saturates_at(6.0, *target):
+            activation = "relu"  # which costs less, and the clipping of the integers does the rest
         return _Chain(activation, called, *target)
     return _Chain(activation, called) if called is not None and once else None
 
 
 def _may_go(module: nn.Module | None, keep: Callable[[nn.Module], bool]) -> bool:
     """Whether this is an activation that a layer can take over."""
-    if module is None or (activation_of(module) is None and type(module) is not nn.ReLU6) or keep(module):
+    if activation_of(module) is None or keep(module):
         return False
     return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 

@@ -103,7 +103,7 @@ def test_layer(config, dtype, quantization):
 
 
 @needs_compiler
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
 @pytest.mark.parametrize("config", ["64x128", "few_32x16"])
 def test_activations(config, activation):
     compare(floats(17, 64, seed=1) * 3, int8(40, 64, seed=2), config, activation=activation, bias=False)

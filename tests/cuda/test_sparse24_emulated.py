@@ -8,13 +8,13 @@ from support.cuda_emulation import ORDERS, needs_compiler
 from support.cuda_sparse24 import emulated
 from support.guard import guarded
 
+from pycompress.ops.activation import ACTIVATE
 from pycompress.ops.cuda.sparse24 import CONFIGS, Packed, choose, launch, pack, rows_of_bytes, unpack
 from pycompress.ops.int8_linear import int8_linear_reference
 from pycompress.ops.sparse24 import sparse24_compress, sparse24_mask
 from pycompress.ops.sparse24_cutlass import sparse24_to_cutlass
 
 DTYPES = [torch.int8, torch.bfloat16, torch.float16]
-ACTIVATE = {"none": lambda y: y, "relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:

@@ -69,6 +69,10 @@ class Random {
   uint64_t state_;
 };
 
+inline constexpr pycompress::Activation kActivations[] = {pycompress::Activation::none,  pycompress::Activation::relu,
+                                                          pycompress::Activation::gelu,  pycompress::Activation::silu,
+                                                          pycompress::Activation::relu6, pycompress::Activation::hardswish};
+
 // Runs body() on a new thread and waits.
 template <class Body>
 void fresh(const Body& body) {

@@ -100,7 +100,7 @@ void run() {
             parity::fresh([&] { compare(*kernel, scalar, c); });
           }
     for (DType type : {DType::f32, DType::bf16, DType::f16})
-      for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::silu})
+      for (Activation activation : parity::kActivations)
         for (bool int8_activations : {false, true})
           for (bool bias : {false, true}) {
             const Case c{9, 70, 95, 32, true, int8_activations, type, type, activation, bias};

@@ -135,7 +135,7 @@ void run() {
       }
     for (const Mode& mode : kModes)
       for (DType type : {DType::f32, DType::bf16, DType::f16})
-        for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::silu})
+        for (Activation activation : parity::kActivations)
           parity::fresh([&] {
             layer(*kernel, scalar, 13, 65, 31, mode, type, type, activation, true);
             layer(*kernel, scalar, 29, 23, 130, mode, type, DType::f32, activation, true);

@@ -162,7 +162,7 @@ def test_a_quarter_of_the_weights_takes_half_the_bytes_of_2_4(cls, share):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_bad_arguments(cls):
-    with pytest.raises(ValueError, match="activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"):
+    with pytest.raises(ValueError, match="activation must be None, 'relu', 'gelu', 'silu', 'relu6' or 'hardswish', got 'tanh'"):
         cls(4, 4, activation="tanh")
     with pytest.raises(ValueError, match="pattern must be 'N:M'"):
         cls(4, 4, pattern="4:2")

@@ -194,7 +194,7 @@ def test_a_zero_weight_stays_zero():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
 def test_activations(activation, kernel):
     x, *tensors, bias = make(20, 70, 33)
     expected = getattr(F, activation)(int4_linear(x, *tensors, bias, kernel=kernel, **SIMPLE))
@@ -328,7 +328,11 @@ BAD = {
     "float zero point": ({"zero_point": torch.ones(4, 3)}, TypeError, "zero_point must be torch.uint8, got torch.float32"),
     "long bias": ({"bias": torch.ones(5)}, ValueError, r"bias must be \(4,\)"),
     "integer bias": ({"bias": torch.ones(4, dtype=torch.int32)}, TypeError, "bias must be floating point, got torch.int32"),
-    "unknown activation": ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
+    "unknown activation": (
+        {"activation": "tanh"},
+        ValueError,
+        "must be None, 'relu', .* 'relu6' or 'hardswish', got 'tanh'",
+    ),
     "unknown kernel": ({"kernel": "sse9"}, ValueError, "kernel must be one of"),
 }
 

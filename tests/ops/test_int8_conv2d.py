@@ -223,7 +223,7 @@ def test_zero_and_tiny_images(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
 @pytest.mark.parametrize("case", [PLAIN[5], WINOGRAD[1], DEPTHWISE[1]], ids=name)
 def test_bias_and_activation(case, activation, kernel):
     x, weight, scale, options = make(case)
@@ -572,7 +572,7 @@ def test_compile():
         ({"dilation": 1.5}, ValueError, "dilation must be .*, got 1.5"),
         ({"groups": 3}, ValueError, "groups must be a positive divisor of the 4 output channels, got 3"),
         ({"groups": 0}, ValueError, "groups must be a positive divisor"),
-        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
+        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu', 'silu', 'relu6' or 'hardswish', got 'tanh'"),
         ({"x_scale": math.nan}, ValueError, "x_scale must be a finite number"),
         ({"x_zero_point": 3}, ValueError, "x_zero_point needs a static x_scale"),
         ({"x_scale": 1.0, "x_zero_point": 128}, ValueError, "x_zero_point must be an integer from -128 to 127, got 128"),

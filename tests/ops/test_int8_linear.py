@@ -111,7 +111,7 @@ def test_zero_and_tiny_rows(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
 def test_activations(activation, kernel):
     x, weight, scale, bias = make(40, 70, 33)
     plain = int8_linear(x, weight, scale, bias, kernel=kernel)
@@ -274,7 +274,11 @@ BAD = {
         "x_zero_point must be an integer from -128 to 127, got 128",
     ),
     "asymmetric static without zero point": ({"x_scale": 1.0, "asymmetric": True}, ValueError, "needs an x_zero_point"),
-    "unknown activation": ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
+    "unknown activation": (
+        {"activation": "tanh"},
+        ValueError,
+        "must be None, 'relu', .* 'relu6' or 'hardswish', got 'tanh'",
+    ),
     "unknown kernel": ({"kernel": "sse9"}, ValueError, "kernel must be one of"),
     "deep zero point": (
         {"x": torch.zeros(1, 66312), "weight": torch.zeros(4, 66312, dtype=torch.int8), "x_scale": 1.0, "x_zero_point": 1},

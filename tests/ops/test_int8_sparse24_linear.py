@@ -103,7 +103,7 @@ def test_empty_dimensions(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "relu6", "hardswish"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_bias_activation_and_dtypes(dtype, activation, kernel):
     for m, n, k in ((3, 21, 70), (37, 40, 70)):
@@ -242,7 +242,7 @@ GOOD = {"x": torch.zeros(2, 4), "values": torch.zeros(3, 2, dtype=torch.int8), "
         ({"scale": torch.ones(3, dtype=torch.float64)}, TypeError, "scale must be float32, got torch.float64"),
         ({"bias": torch.ones(2)}, ValueError, r"bias must be \(3,\)"),
         ({"x_scale": float("nan")}, ValueError, "x_scale must be a finite number"),
-        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
+        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu', 'silu', 'relu6' or 'hardswish', got 'tanh'"),
         ({"pattern": "4:2"}, ValueError, "pattern must be 'N:M'"),
         ({"kernel": "warp9"}, ValueError, r"kernel must be one of .*reference on this machine, got 'warp9'"),
     ],

@@ -85,7 +85,7 @@ def test_half_precision(pattern, dtype, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
 def test_activations(activation, kernel):
     for m, n, k in ((3, 21, 70), (37, 40, 70), (70, 9, 33)):
         _, values, indices = sparse_float(n, k)
@@ -199,7 +199,7 @@ GOOD = {"x": torch.zeros(2, 4), "values": torch.zeros(3, 2), "indices": torch.fu
         ),
         ({"bias": torch.ones(2)}, ValueError, r"bias must be \(3,\) to match values \(3, 2\), got \(2,\)"),
         ({"bias": torch.ones(3, dtype=torch.int32)}, TypeError, "bias must be floating point, got torch.int32"),
-        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu' or 'silu', got 'tanh'"),
+        ({"activation": "tanh"}, ValueError, "activation must be None, 'relu', 'gelu', 'silu', 'relu6' or 'hardswish', got 'tanh'"),
         ({"kernel": "warp9"}, ValueError, r"kernel must be one of .*reference on this machine, got 'warp9'"),
     ],
 )

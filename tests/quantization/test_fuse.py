@@ -41,7 +41,10 @@ def chains(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("config", [pc.Int8Dynamic(), pc.Int8Dynamic(symmetric=False), *STATIC, pc.Int4WeightOnly()], ids=repr)
-@pytest.mark.parametrize(("activation", "name"), [(nn.ReLU(), "relu"), (nn.GELU(), "gelu"), (nn.SiLU(), "silu")])
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [(nn.ReLU(), "relu"), (nn.GELU(), "gelu"), (nn.SiLU(), "silu"), (nn.ReLU6(), "relu6"), (nn.Hardswish(), "hardswish")],
+)
 @torch.no_grad()
 def test_activation_behind_linear(config, activation, name):
     model, x = seeded(lambda: nn.Sequential(nn.Linear(64, 33), copy.deepcopy(activation), nn.Dropout(), nn.Linear(33, 5)), (7, 64))
@@ -56,7 +59,9 @@ def test_activation_behind_linear(config, activation, name):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("config", STATIC, ids=repr)
 @pytest.mark.parametrize(
-    "activation", [[nn.ReLU()], [nn.ReLU6()], [nn.SiLU()], [nn.Identity(), nn.ReLU(inplace=True), nn.Identity()], []], ids=repr
+    "activation",
+    [[nn.ReLU()], [nn.ReLU6()], [nn.SiLU()], [nn.Hardswish()], [nn.Identity(), nn.ReLU(inplace=True), nn.Identity()], []],
+    ids=repr,
 )
 @torch.no_grad()
 def test_int8_between_convolutions_is_the_same_to_the_bit(activation, config, layout):
@@ -70,10 +75,10 @@ def test_int8_between_convolutions_is_the_same_to_the_bit(activation, config, la
     assert len(chains(fused)) == 2 and not chains(plain)
     expected, got = plain(x), fused(x)
     assert got.dtype == torch.float32 and got.stride() == expected.stride()
-    if activation == [] or not isinstance(activation[0], nn.SiLU):
+    if activation == [] or not isinstance(activation[0], (nn.SiLU, nn.Hardswish)):
         assert torch.equal(got, expected)
     else:
-        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)  # another erf or exp may round the other way
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)  # another last bit may round the other way
     assert fused[0](x).dtype == torch.int8
 
 
@@ -145,20 +150,23 @@ def test_readers_with_other_scales_get_floats():
 
 @pytest.mark.parametrize("scale", [0.5, 8.0])
 @torch.no_grad()
-def test_relu6_needs_a_grid_that_ends_at_6(scale):
-    """Where nothing reached 6 in calibration the grid ends below it; where the observer looks beyond it, clipping would come too late."""
+def test_relu6_in_a_chain(scale):
+    """Where the grid ends at 6 or below, rounding clips and a ReLU does; where the observer looks beyond it, a ReLU would let 6.05 pass."""
     model, x = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 4, 1)), (2, 3, 8, 8))
     plain, fused = both(model, pc.Int8Static(), scale * x)
-    assert chains(fused) == ["0"]
+    assert chains(fused) == ["0"] and fused[0].activation == "relu"
     assert torch.equal(fused(20 * x), plain(20 * x))
 
-    quantizer = pc.Quantizer(pc.Int8Static())
-    prepared = quantizer.prepare(model)
-    quantizer.calibrate(prepared, scale * x)
-    prepared[2].input_quantizer.scale.fill_(6.1 / 255)
-    prepared[2].input_quantizer.zero_point.fill_(-128)
-    converted = quantizer.convert(prepared)
-    assert chains(converted) == [] and type(converted[1]) is nn.ReLU6 and converted[0].activation == "none"
+    converted = []
+    for fuse in (False, True):
+        quantizer = pc.Quantizer(pc.Int8Static(), fuse=fuse)
+        prepared = quantizer.prepare(model)
+        quantizer.calibrate(prepared, scale * x)
+        prepared[2].input_quantizer.scale.fill_(6.1 / 255)
+        prepared[2].input_quantizer.zero_point.fill_(-128)
+        converted.append(quantizer.convert(prepared))
+    assert chains(converted[1]) == ["0"] and converted[1][0].activation == "relu6"
+    assert torch.equal(converted[1](20 * x), converted[0](20 * x))
 
 
 class Twice(nn.Module):

@@ -62,6 +62,10 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
       return v * 0.5f * (1.0f + erff(v * 0.70710678118654752f));
     case Activation::silu:
       return v / (1.0f + expf(-v));
+    case Activation::relu6:
+      return v < 0.0f ? 0.0f : v > 6.0f ? 6.0f : v;
+    case Activation::hardswish:
+      return v * (v < -3.0f ? 0.0f : v > 3.0f ? 6.0f : v + 3.0f) * (1.0f / 6.0f);
     default:
       return v;
   }
