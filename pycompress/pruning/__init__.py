@@ -12,6 +12,7 @@ from .pruner import Pruner, PruningStep, prune
 from .rewind import rewind
 from .schedules import SCHEDULES
 from .sensitivity import Sensitivity, sensitivity
+from .sparsegpt import sparsegpt
 from .summary import LayerSparsity, PruningSummary
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "recalibrate_batchnorm",
     "rewind",
     "sensitivity",
+    "sparsegpt",
     "unstructured_mask",
 ]
