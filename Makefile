@@ -60,6 +60,7 @@ format: $(INSTALLED)
 # Adds rows to benchmarks/results with ARGS=--write.
 bench: $(INSTALLED) $(VENV)/.rivals
 	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script $(ARGS); done
+	$(RUN) -m pytest -q benchmarks/test_micro.py --benchmark-columns=min,median,iqr
 
 # On a machine with a GPU and nvcc 12 or newer, with the CUDA build of torch that pip finds there (no constraints).
 GPU_VENV := .venv-gpu
