@@ -100,7 +100,10 @@ def _kernels() -> dict[str, dict[str, Any]]:
     return {name: {"kernels": native.kernels(name), "fallback_reason": native.fallback_reason(name)} for name in names}
 
 
-CUDA_OPS = ("int8_matmul", "int8_linear", "int8_sparse24_linear", "sparse24_linear", "kd_loss", "linear_kd_loss")
+CUDA_OPS = (
+    "int8_matmul", "int8_linear", "int8_weight_linear", "int4_linear", "int8_sparse24_linear", "sparse24_linear",
+    "kd_loss", "linear_kd_loss",
+)  # fmt: skip
 CUDA_STATE = "compiled and emulated, not yet run on a GPU"
 """What the CUDA kernels have been through; docs/cuda.md says more."""
 

@@ -7,5 +7,6 @@ namespace pycompress {
 void bind_int8_linear_cuda(pybind11::module_& m);
 void bind_kd_loss_cuda(pybind11::module_& m);
 void bind_sparse24_cuda(pybind11::module_& m);
+void bind_weight_only_cuda(pybind11::module_& m);
 
 }  // namespace pycompress

@@ -17,4 +17,5 @@ PYBIND11_MODULE(_C_cuda, m, py::mod_gil_not_used()) {
   bind_int8_linear_cuda(m);
   bind_kd_loss_cuda(m);
   bind_sparse24_cuda(m);
+  bind_weight_only_cuda(m);
 }

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..ops import native
 from ..ops.affine import quantize_weight
+from ..ops.cuda.extension import NAME as CUDA
+from ..ops.cuda.extension import fallback_reason, kernel_for
+from ..ops.cuda.weight_only import pad_int8
 from ..ops.int8_weight_linear import int8_weight_linear_unchecked
 from .base import LAYERS
 from .packed import PackedModule
@@ -94,15 +97,23 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
         return layer
 
     def _set_canonical(self, tensors: dict[str, Tensor]) -> None:
-        super()._set_canonical(tensors)
-        if self.packed.device.type == "cpu":
-            self._kernel = native.kernels("int8_weight_linear")[0]
+        weight = tensors["weight"]
+        self._kernel = kernel_for("int8_weight_linear", weight, None, "Int8WeightOnlyLinear")
+        self.packed = pad_int8(weight) if self._kernel == CUDA else weight.contiguous()
+
+    @property
+    def int_weight(self) -> Tensor:
+        """Canonical int8 weight (out_features, in_features); the rows of ``packed`` may be padded."""
+        return self.packed[:, : self.in_features].contiguous()
+
+    def num_params(self) -> int:
+        return self.out_features * self.in_features + (0 if self.bias is None else self.out_features)
 
     @property
     def fallback_reason(self) -> str | None:
         if self._kernel != native.REFERENCE:
             return None
-        return native.fallback_reason("int8_weight_linear") or f"no native kernel for {self.packed.device.type} tensors"
+        return fallback_reason("int8_weight_linear", self.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,) or x.device != self.scale.device:

@@ -11,6 +11,9 @@ from torch import Tensor
 from . import native
 from .activation import ACTIVATE, check_activation
 from .affine import quantize_affine, symmetric_scale
+from .cuda import weight_only as cuda_weight_only
+from .cuda.extension import NAME as CUDA
+from .cuda.extension import kernel_for
 from .int4 import SYMMETRIC_ZERO_POINT, check_int4, dequantize_int4, int4_error, num_groups, unpack_nibbles
 from .library import define, tracing
 
@@ -69,7 +72,7 @@ def int4_linear(
     - ``int8_activations``: False multiplies in float; True quantises each row of x to int8 (dynamic, symmetric, ``max|x| / 127``),
       with sums that are exact inside a group and float over groups, in ascending order
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("int4_matmul")``
+    - ``kernel``: forces one of ``native.kernels("int4_matmul")``; ``"cuda"`` on a GPU, for float activations
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, dequantize_int4(weight, ...), bias))``, with x rounded to int8 first
     if asked for. The gradient with respect to ``x`` is that of the dequantised weight (straight through the rounding of x). A row with NaN
@@ -96,7 +99,7 @@ def int4_linear(
             raise ValueError(f"int4_linear: bias must be on {weight.device} like weight, got {bias.device}")
         bias = bias.float().contiguous()
     check_activation("int4_linear", activation)
-    name = int4_kernel_for(x, kernel, "int4_linear")
+    name = int4_kernel_for(x, kernel, "int4_linear", int8_activations)
     problem = None if tracing() else int4_error(scale, zero_point)
     if problem is not None:
         raise ValueError(f"int4_linear: {problem}")
@@ -105,14 +108,13 @@ def int4_linear(
     return int4_linear_packed(x, packed, bias, n, k, group_size, zero_point is not None, int8_activations, activation or "none", name)
 
 
-def int4_kernel_for(x: Tensor, kernel: str | None, where: str) -> str:
-    """The kernel for a tensor: native ones take CPU tensors only."""
-    name = native.resolve("int4_matmul", kernel, where)
-    if x.device.type == "cpu" or name == native.REFERENCE:
-        return name
-    if kernel is not None:
-        raise ValueError(f"{where}: kernel {kernel!r} needs a CPU tensor, got one on {x.device}")
-    return native.REFERENCE
+def int4_kernel_for(x: Tensor, kernel: str | None, where: str, int8_activations: bool = False) -> str:
+    """The kernel for a tensor: on CUDA there is none for int8 activations."""
+    if x.device.type == "cuda" and int8_activations:
+        if kernel == CUDA:
+            raise ValueError(f"{where}: kernel {kernel!r} has no int8 activations, got int8_activations=True")
+        return native.REFERENCE if kernel is None else kernel_for("int4_matmul", x, kernel, where)
+    return kernel_for("int4_matmul", x, kernel, where)
 
 
 def check_input(where: str, x: Tensor) -> None:
@@ -125,6 +127,8 @@ def check_input(where: str, x: Tensor) -> None:
 
 def pack_int4(weight: Tensor, scale: Tensor, zero_point: Tensor | None, k: int, group_size: int, kernel: str) -> Tensor:
     """The format's tensors in the private layout of a kernel, as one flat uint8 tensor."""
+    if kernel == CUDA:
+        return cuda_weight_only.pack_int4(weight, scale, zero_point, k, group_size)
     parts = [weight.contiguous(), scale.contiguous(), *([] if zero_point is None else [zero_point.contiguous()])]
     if kernel == native.REFERENCE:
         return torch.cat([part.view(torch.uint8).flatten() for part in parts])
@@ -138,6 +142,8 @@ def pack_int4(weight: Tensor, scale: Tensor, zero_point: Tensor | None, k: int, 
 
 def unpack_int4(packed: Tensor, n: int, k: int, group_size: int, asymmetric: bool, kernel: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """``(weight, scale, zero_point)`` out of ``pack_int4``'s result."""
+    if kernel == CUDA:
+        return cuda_weight_only.unpack_int4(packed, n, k, group_size, asymmetric)
     groups, width = num_groups(k, group_size), -(-k // 2)
     if kernel == native.REFERENCE:
         weight, scale, zero = packed.split([n * width, n * groups * 4, n * groups if asymmetric else 0])
@@ -197,6 +203,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def dequantize_packed(packed: Tensor, n: int, k: int, group_size: int, asymmetric: bool, kernel: str) -> Tensor:
     """Float32 weight (N, K) out of ``pack_int4``'s result."""
+    if kernel == CUDA:
+        return cuda_weight_only.dequantize_int4(packed, n, k, group_size, asymmetric).contiguous()
     return dequantize_int4(*unpack_int4(packed, n, k, group_size, asymmetric, kernel), k, group_size)
 
 
@@ -204,6 +212,8 @@ def _run(x, packed, bias, n, k, group_size, asymmetric, int8_activations, activa
     if kernel == native.REFERENCE:
         tensors = unpack_int4(packed, n, k, group_size, asymmetric, kernel)
         return int4_linear_reference(x, *tensors, bias, group_size=group_size, int8_activations=int8_activations, activation=activation)
+    if kernel == CUDA:
+        return cuda_weight_only.linear_int4(x, packed, bias, n, group_size, asymmetric, activation)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)
@@ -244,6 +254,8 @@ def _fake_pack(weight, scale, zero_point, k, group_size, kernel):
     if kernel == native.REFERENCE:
         zeros = 0 if zero_point is None else zero_point.numel()
         return weight.new_empty(weight.numel() + 4 * scale.numel() + zeros)
+    if kernel == CUDA:
+        return weight.new_empty(cuda_weight_only.packed_bytes_int4(weight.shape[0], k, group_size, zero_point is not None))
     return weight.new_empty(native.module.int4_matmul_packed_bytes(kernel, weight.shape[0], k, group_size, zero_point is not None))
 
 

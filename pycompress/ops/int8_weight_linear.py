@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .cuda import weight_only as cuda_weight_only
+from .cuda.extension import NAME as CUDA
+from .cuda.extension import kernel_for
 from .int8_linear import check_input, check_weight
 from .library import define, tracing
 
@@ -27,10 +30,11 @@ def int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | 
 
     - ``x``: (..., K) floating point; float32, bfloat16 and float16 on the CPU run the native kernels, with float32 sums
     - ``weight``: (N, K) int8; ``scale``: (N,) float32, the step of each output; ``bias``: (N,) float or None
-    - ``kernel``: forces one of ``native.kernels("int8_weight_linear")``
+    - ``kernel``: forces one of ``native.kernels("int8_weight_linear")``; ``"cuda"`` on a GPU
 
     Returns (..., N) in the dtype of ``x``. Equals ``F.linear(x, weight * scale[:, None], bias)``, with a gradient with respect to ``x``.
-    The kernels scale sums, not weights: finite as long as ``K * 127 * max|x|`` is finite in float32.
+    The kernels scale sums, not weights: finite as long as ``K * 127 * max|x|`` is finite in float32. On CUDA they serve few rows (a float32
+    row with Inf gives NaN there); more rows run the library's product on a weight that is written out.
 
     Raises ``ValueError`` for shapes and devices, ``TypeError`` for dtypes.
 
@@ -44,19 +48,18 @@ def int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | 
         raise TypeError(f"{OP}: x must be a floating-point tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     elif x.shape[-1:] != weight.shape[1:] or x.device != weight.device:
         raise ValueError(f"{OP}: x must be (..., {weight.shape[1]}) on {weight.device}, got {tuple(x.shape)} on {x.device}")
-    name = native.resolve(OP, kernel, OP)
-    if x.device.type != "cpu" and name != native.REFERENCE:
-        if kernel is not None:
-            raise ValueError(f"{OP}: kernel {kernel!r} cannot run on {x.device}, only on the CPU")
-        name = native.REFERENCE
+    name = kernel_for(OP, x, kernel, OP)
     bias = None if bias is None else bias.float().contiguous()
     return int8_weight_linear_unchecked(x, weight.contiguous(), scale.contiguous(), bias, name)
 
 
 def int8_weight_linear_unchecked(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, kernel: str) -> Tensor:
-    """``int8_weight_linear`` without checks, for layers. Contiguous weight, scale and bias, a kernel for their device."""
+    """``int8_weight_linear`` without checks, for layers. Contiguous weight, scale and bias, a kernel for their device.
+
+    ``weight`` may have padded rows for "cuda" (``ops.cuda.weight_only.pad_int8``).
+    """
     if kernel == native.REFERENCE or x.dtype not in native.DTYPES:
-        return int8_weight_linear_reference(x, weight, scale, bias)
+        return int8_weight_linear_reference(x, weight[:, : x.shape[-1]], scale, bias)
     if torch.is_grad_enabled() and x.requires_grad:
         return _WithGradient.apply(x, weight, scale, bias, kernel)
     return (_op if tracing() else _run)(x, weight, scale, bias, kernel)
@@ -68,17 +71,19 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, bias, kernel):
         ctx.save_for_backward(weight, scale)
-        ctx.dtype = x.dtype
+        ctx.dtype, ctx.k = x.dtype, x.shape[-1]
         return (_op if tracing() else _run)(x, weight, scale, bias, kernel)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         weight, scale = ctx.saved_tensors
-        return ((grad.float() * scale) @ weight.float()).to(ctx.dtype), None, None, None, None
+        return ((grad.float() * scale) @ weight[:, : ctx.k].float()).to(ctx.dtype), None, None, None, None
 
 
 def _run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, kernel: str) -> Tensor:
+    if kernel == CUDA:
+        return cuda_weight_only.linear_int8(x, weight, scale, bias)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), shape[-1])

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from .. import native
+
 NAME = "cuda"
 """The kernel name of every op's CUDA kernels, beside the CPU's and ``"reference"``."""
 MIN_CAPABILITY = (8, 0)
@@ -58,6 +60,29 @@ _known: dict[int, str | None] = {}
 @torch.compiler.assume_constant_result
 def capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+def kernel_for(op: str, x: torch.Tensor, kernel: str | None, where: str) -> str:
+    """The kernel for a tensor: ``NAME`` on a GPU that the kernels run on, those of ``native`` on the CPU only. ``where`` names the caller
+    in errors."""
+    if x.device.type == "cuda" and kernel in (None, NAME):
+        reason = unsupported(x.device.index or 0)
+        if reason is None or kernel is None:
+            return NAME if reason is None else native.REFERENCE
+        raise ValueError(f"{where}: kernel {kernel!r} cannot run on {x.device}: {reason}")
+    name = native.resolve(op, kernel, where)
+    if x.device.type == "cpu" or name == native.REFERENCE:
+        return name
+    if kernel is not None:
+        raise ValueError(f"{where}: kernel {kernel!r} needs a CPU tensor, got one on {x.device}")
+    return native.REFERENCE
+
+
+def fallback_reason(op: str, device: torch.device) -> str:
+    """Why ``op`` runs its reference on a device."""
+    if device.type == "cuda":
+        return f"on {device}: {unsupported(device.index or 0)}"
+    return native.fallback_reason(op) or f"no native kernel for {device.type} tensors"
 
 
 def multiprocessors(device: torch.device) -> int:
