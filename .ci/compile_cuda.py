@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles every .cu file for sm_80 and sm_90a, and fails on spilled registers and on tensor-core kernels without tensor-core instructions.
+"""Compiles every .cu file for sm_80 and sm_90a, and fails on spilled registers, and on tensor-core kernels that lack tensor-core
+instructions or go through local memory.
 
     python .ci/compile_cuda.py [FILE ...]        # needs nvcc; a few minutes on two cores
 
-Spills come from ptxas. Tensor-core instructions are looked for in the machine code (IMMA, HMMA) where ``cuobjdump`` is there, else in the
-PTX (mma.sync, mma.sp), which ptxas has then accepted.
+Spills come from ptxas. The rest is looked for in the machine code (IMMA, HMMA; LDL, STL) of each architecture where ``cuobjdump`` is on
+the PATH or installed (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm), else in the PTX (mma.sync, mma.sp), which ptxas has
+then accepted.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -51,20 +54,39 @@ def missing_instructions(source: Path, folder: Path) -> list[str]:
     wanted = next((patterns for part, patterns in TENSOR_CORES.items() if part in source.name), None)
     if wanted is None:
         return []
-    if shutil.which("cuobjdump"):
-        listing = subprocess.run(["cuobjdump", "-sass", f"{folder}/out.o"], capture_output=True, text=True, check=True).stdout
-        pattern, found = wanted[0], re.search(wanted[0], listing) is not None
-    else:
+    if TOOLS is None:
         texts = [path.read_text() for path in folder.glob("*.ptx")]
-        pattern, found = wanted[1], bool(texts) and all(re.search(wanted[1], text) for text in texts)
-    return [] if found else [f"{source.name}: no {pattern} in its code"]
+        found = bool(texts) and all(re.search(wanted[1], text) for text in texts)
+        return [] if found else [f"{source.name}: no {wanted[1]} in its PTX"]
+    problems = []
+    for arch in ARCHITECTURES:
+        command = [f"{TOOLS}/cuobjdump", "-sass", "-arch", f"sm_{arch}", f"{folder}/out.o"]
+        environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"}  # where it looks for nvdisasm
+        listing = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        if not re.search(wanted[0], listing):
+            problems.append(f"{source.name}: no {wanted[0]} in its machine code for sm_{arch}")
+        if local := re.findall(r"\b(?:LDL|STL)\b", listing):
+            problems.append(f"{source.name}: {len(local)} accesses to local memory in its machine code for sm_{arch}")
+    return problems
+
+
+def find_tools() -> str | None:
+    """The folder of cuobjdump, of a CUDA toolkit or of the wheels."""
+    if found := shutil.which("cuobjdump"):
+        return str(Path(found).parent)
+    return next((str(path.parent) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")), None)
+
+
+TOOLS = find_tools()
 
 
 def main() -> int:
     sources = [Path(name).resolve() for name in sys.argv[1:]] or sorted(ROOT.glob("csrc/*/*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [line for found in pool.map(compile_one, sources) for line in found]
-    print("\n".join(problems) or f"{len(sources)} files compiled for {', '.join('sm_' + a for a in ARCHITECTURES)} without spills")
+    checked = "PTX" if TOOLS is None else "machine code"
+    architectures = ", ".join("sm_" + arch for arch in ARCHITECTURES)
+    print("\n".join(problems) or f"{len(sources)} files compiled for {architectures} without spills, {checked} checked")
     return 1 if problems else 0
 
 
