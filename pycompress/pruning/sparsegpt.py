@@ -44,6 +44,8 @@ def sparsegpt(
       every 128 columns
     - ``damping``: share of the mean diagonal that is added to H's
 
+    Channel permutation goes first: ``permute_channels``, then ``sparsegpt``.
+
     Layers that ``data`` does not reach raise. The model runs in evaluation mode, modes stay. Deterministic. ``ValueError`` for wrong
     arguments, NaN or infinite weights or inputs, ties and parametrized weights; after any error, or an interruption, the model is as
     before.
@@ -79,7 +81,9 @@ def sparsegpt(
                 for name, moments in _moments(model, {name: layers[name] for name in stage}, batches).items():
                     weight = layers[name].weight
                     groups = weight.double().reshape(len(moments.gram), -1, moments.gram.shape[1])
-                    pruned = [_prune(w, h, kind, ratios[name], damping) for w, h in zip(groups, moments.gram, strict=True)]
+                    sizes = [group.numel() * i for i, group in enumerate(groups)]
+                    parts = zip(groups, moments.gram, sizes, strict=True)
+                    pruned = [_prune(w, h, kind, ratios[name], damping, done) for w, h, done in parts]
                     weight.copy_(torch.stack(pruned).view(weight.shape))
     except BaseException:
         with torch.no_grad():
@@ -96,12 +100,14 @@ class _Enough(Exception):
 def _stages(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[Any]) -> list[list[str]]:
     """Names in the order of the calls; neighbours that read the same tensor (queries, keys and values) together."""
     stages: list[list[str]] = []
+    again: set[str] = set()  # called more than once, perhaps on other tensors: such a layer stands alone
     seen: list[Tensor] = []  # held, so that no other tensor can get its address
 
     def hook(name: str) -> Any:
         def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             x = args[0] if args else kwargs["input"]
             if any(name in stage for stage in stages):
+                again.add(name)
                 return
             if seen and seen[-1] is x:
                 stages[-1].append(name)
@@ -123,7 +129,7 @@ def _stages(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[Any
     missing = sorted(layers.keys() - {name for stage in stages for name in stage})
     if missing:
         raise ValueError(f"{_WHERE}: data must reach every layer, it never reached {missing[0]!r}; put that in ignore")
-    return stages
+    return [part for stage in stages for part in ([stage] if again.isdisjoint(stage) else [[name] for name in stage])]
 
 
 def _moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[Any]) -> dict[str, InputMoments]:
@@ -171,8 +177,8 @@ def _moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[An
     return dict.fromkeys(layers, found[first]) if alike else found
 
 
-def _prune(weight: Tensor, hessian: Tensor, pattern: Pattern, ratio: float, damping: float) -> Tensor:
-    """One group: weight (rows, K) and Hessian (K, K), float64 -> the pruned weight."""
+def _prune(weight: Tensor, hessian: Tensor, pattern: Pattern, ratio: float, damping: float, done: int = 0) -> Tensor:
+    """One group: weight (rows, K) and Hessian (K, K), float64 -> the pruned weight. ``done``: weights of the layer's groups before."""
     rows, columns = weight.shape
     mean = hessian.diagonal().mean()
     eye = torch.eye(columns, dtype=hessian.dtype, device=hessian.device)
@@ -180,16 +186,14 @@ def _prune(weight: Tensor, hessian: Tensor, pattern: Pattern, ratio: float, damp
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     weight = weight.clone()
     block = _BLOCK if not isinstance(pattern, NM) else max(_BLOCK // pattern.m, 1) * pattern.m
-    gone = 0
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         part, u = weight[:, start:stop], upper[start:stop, start:stop]
         keep = torch.ones_like(part, dtype=torch.bool)
         if not isinstance(pattern, NM):
-            budget = round(ratio * rows * stop) - gone
+            budget = round(ratio * (done + rows * stop)) - round(ratio * (done + rows * start))
             scores = (part / u.diagonal()).square().flatten()
             keep.view(-1)[torch.sort(scores, stable=True).indices[:budget]] = False
-            gone += budget
         errors = torch.empty_like(part)
         for j in range(stop - start):
             if isinstance(pattern, NM) and j % pattern.m == 0:

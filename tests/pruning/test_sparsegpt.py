@@ -116,6 +116,15 @@ def test_layers_called_twice_and_modes():
         assert len(layer._forward_pre_hooks) == 0
 
 
+def test_groups_of_a_convolution_share_one_budget():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, groups=2))  # twice 9 weights
+    x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    sparsegpt(model, [x], x, pattern="unstructured", ratio=0.5)
+    assert int((model[0].weight == 0).sum()) == 9
+    kept = model[0].weight.detach().clone()
+    assert torch.equal(pc.prune(model, x, pattern="unstructured", ratio=0.5)[0].weight, kept)
+
+
 def test_ratios_and_ignore():
     model, x = mlp(), correlated(64, 32)
     before = model[4].weight.detach().clone()
