@@ -31,4 +31,9 @@ enum class Activation : int { none = 0, relu = 1, gelu = 2, silu = 3, relu6 = 4,
 inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Size, a multiple of `unit`, of equal blocks of `count` things, at most `limit` (a multiple of it, too) each and as many for every thread.
+inline constexpr int64_t even_block(int64_t count, int64_t limit, int64_t threads, int64_t unit) {
+  return round_up(ceil_div(count, round_up(ceil_div(count, limit), threads)), unit);
+}
+
 }  // namespace pycompress

@@ -222,7 +222,7 @@ void linear(const Kernel& kernel, const LinearArgs& p) {
   static thread_local Scratch scratch;
   // Many rows: each thread takes blocks of rows and goes through the whole weight.
   if (p.m > block && p.m >= 12 * threads) {
-    const int64_t mb = std::min(block, round_up(ceil_div(p.m, threads), 6));
+    const int64_t mb = even_block(p.m, block, threads, 6);
     parallel_for(ceil_div(p.m, mb), [&](int64_t begin, int64_t end) {
       Rows own(rows);
       own.place(scratch.get(own.bytes(mb)), mb);

@@ -151,7 +151,7 @@ void run(const Kernel& kernel, const Shape& s, const Job& job, const void* packe
   static thread_local Scratch scratch;
   // Many rows: each thread takes blocks of rows and goes through all of b.
   if (threads > 1 ? s.m >= 2 * kernel.mr * threads : s.m > block) {
-    const int64_t mb = std::min(block, round_up(ceil_div(s.m, threads), kernel.mr));
+    const int64_t mb = even_block(s.m, block, threads, kernel.mr);
     parallel_for(ceil_div(s.m, mb), [&](int64_t begin, int64_t end) {
       Rows rows(scratch.get(Rows::bytes(mb, stride)), mb, stride);
       for (int64_t i = begin; i < end; ++i) {

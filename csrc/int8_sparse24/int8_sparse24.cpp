@@ -250,7 +250,7 @@ void linear(const Kernel& kernel, const LinearArgs& p) {
   static thread_local Scratch scratch;
   // Many rows: each thread takes blocks of rows and goes through all panels.
   if (threads > 1 ? p.m >= 4 * kernel.mr * threads : p.m > block) {
-    const int64_t mb = std::min(block, round_up(ceil_div(p.m, threads), kernel.mr));
+    const int64_t mb = even_block(p.m, block, threads, kernel.mr);
     parallel_for(ceil_div(p.m, mb), [&](int64_t begin, int64_t end) {
       Operand a(scratch.get<char>(static_cast<size_t>(Operand::bytes(kernel, s, mb / kernel.mr))), kernel, s, mb / kernel.mr);
       for (int64_t i = begin; i < end; ++i) {
