@@ -18,7 +18,7 @@ def test_minilm_example_runs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program, saved = ROOT / "examples" / "minilm_sparse24.py", tmp_path / "sparse.safetensors"
     done = subprocess.run(
-        [sys.executable, str(program), "--steps", "2", "--batch", "2", "--topics", "4", "--save", str(saved)],
+        [sys.executable, str(program), *"--criterion wanda --steps 2 --batch 2 --topics 4 --save".split(), str(saved)],
         capture_output=True,
         text=True,
         env=environment,
