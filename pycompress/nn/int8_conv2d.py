@@ -14,6 +14,7 @@ from ..ops.affine import quantize_weight
 from ..ops.int8_conv2d import (
     Requantization,
     check_input,
+    check_step,
     int8_conv2d_packed,
     is_nchw,
     kernel_for,
@@ -123,12 +124,10 @@ class Int8Conv2d(Int8ActivationModule):
             raise ValueError(f"{where}: weight and scale must be given together")
         if conv.padding_mode != "zeros":
             raise ValueError(f"{where}: padding_mode must be 'zeros', got {conv.padding_mode!r}")
-        for name, step, zero_point in (("x", x_scale, x_zero_point), ("out", out_scale, out_zero_point)):
-            if step is None and zero_point is not None:
-                raise ValueError(f"{where}: {name}_zero_point needs {name}_scale, got {name}_scale=None")
-        depth = conv.weight[0].numel() if len(conv.weight) else 0
-        check_activation_quantization(where, depth, x_scale, x_zero_point)
-        check_activation_quantization(where, depth, out_scale, out_zero_point)
+        if x_scale is None and x_zero_point is not None:
+            raise ValueError(f"{where}: x_zero_point needs x_scale, got x_scale=None")
+        check_activation_quantization(where, conv.weight[0].numel() if len(conv.weight) else 0, x_scale, x_zero_point)
+        check_step(where, "out", out_scale, out_zero_point)
         if weight is None:
             weight, scale = quantize_weight(conv.weight)
         layer = cls(
@@ -166,8 +165,7 @@ class Int8Conv2d(Int8ActivationModule):
 
         >>> first = first.with_int8_output(float(second.x_scale), None if second.x_zero_point is None else int(second.x_zero_point))
         """
-        depth = math.prod(self.weight_shape[1:])
-        check_activation_quantization(f"{type(self).__name__}.with_int8_output", depth, out_scale, out_zero_point)
+        check_step(f"{type(self).__name__}.with_int8_output", "out", out_scale, out_zero_point)
         layer = type(self)(**(self.config() | {"int8_output": True, "asymmetric_output": out_zero_point is not None}))
         state = self.state_dict() | {"out_scale": torch.tensor(out_scale)}
         if out_zero_point is not None:
@@ -251,7 +249,7 @@ class Int8Conv2d(Int8ActivationModule):
             self.activation,
             self._kernel,
         )
-        return remember_nchw(y, is_nchw(x))
+        return y if after.out_scale is None else remember_nchw(y, is_nchw(x))
 
     def to_dense(self) -> nn.Module:
         """Float layer with the dequantised weights (a fused activation and int8 results are not part of it)."""

@@ -220,6 +220,16 @@ def check_input(where: str, x: Tensor, geometry: Geometry, channels: int, static
         )
 
 
+def check_step(where: str, name: str, scale: float | None, zero_point: int | None) -> None:
+    """Checks of ``<name>_scale`` and ``<name>_zero_point``, None where there is none."""
+    if scale is None and zero_point is not None:
+        raise ValueError(f"{where}: {name}_zero_point needs {name}_scale, got {name}_scale=None")
+    if scale is not None and not (math.isfinite(scale) and 2.0**-100 <= scale <= 2.0**100):
+        raise ValueError(f"{where}: {name}_scale must be a finite number between 2**-100 and 2**100, got {scale}")
+    if zero_point is not None and (isinstance(zero_point, bool) or int(zero_point) != zero_point or not -128 <= zero_point <= 127):
+        raise ValueError(f"{where}: {name}_zero_point must be an integer from -128 to 127, got {zero_point}")
+
+
 def make_requantization(
     where: str,
     x: Tensor,
@@ -232,13 +242,8 @@ def make_requantization(
     out_dtype: torch.dtype | None,
 ) -> Requantization:
     """Checks of residual and result."""
-    for name, scale, zero_point in (("out", out_scale, out_zero_point), ("residual", residual_scale, residual_zero_point)):
-        if scale is None and zero_point is not None:
-            raise ValueError(f"{where}: {name}_zero_point needs {name}_scale, got {name}_scale=None")
-        if scale is not None and not (math.isfinite(scale) and 2.0**-100 <= scale <= 2.0**100):
-            raise ValueError(f"{where}: {name}_scale must be a finite number between 2**-100 and 2**100, got {scale}")
-        if zero_point is not None and (isinstance(zero_point, bool) or int(zero_point) != zero_point or not -128 <= zero_point <= 127):
-            raise ValueError(f"{where}: {name}_zero_point must be an integer from -128 to 127, got {zero_point}")
+    check_step(where, "out", out_scale, out_zero_point)
+    check_step(where, "residual", residual_scale, residual_zero_point)
     if residual is not None:
         shape = (x.shape[0], geometry.out_channels, *geometry.out_size(x.shape[2], x.shape[3]))
         if not isinstance(residual, Tensor) or residual.dtype not in _ELEMENTS:

@@ -21,6 +21,7 @@ from .fold import fold_batch_norm, fold_pairs, foldable
 from .fuse import fuse as fuse_layers
 from .layers import ConfigMap, choose_layers, float_twin, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
+from .scheme import check_bool
 from .types import Layer
 
 Config = QuantizationConfig | ConfigMap
@@ -37,8 +38,8 @@ class Quantizer:
       float that are slower in int8 on this machine (a few milliseconds per kind of layer, on the shapes of ``example_inputs`` if given).
       "table": the same without measuring, by a shipped table, so that the result does not depend on the machine's mood. The note of a
       layer left in float says why
-    - ``fuse``: at ``convert``, take ReLU, GELU and SiLU modules into the layers before them, and let static int8 convolutions hand int8 to
-      the next one; see ``docs/quantization.md``
+    - ``fuse``: at ``convert``, take ReLU, ReLU6, GELU, SiLU and Hardswish modules into the layers before them, and let static int8
+      convolutions hand int8 to the next one; see ``docs/quantization.md``
 
     >>> q = Quantizer(Int8Static(observer="percentile"), ignore=["head"])
     >>> model = q.prepare(model, example_inputs); q.calibrate(model, data); model = q.convert(model)
@@ -52,6 +53,7 @@ class Quantizer:
         self.ignore = ignore
         self.fold_bn = fold_bn
         self.crossover = _check_crossover("Quantizer", crossover)
+        check_bool("Quantizer", "fuse", fuse)
         self.fuse = fuse
         self._example_inputs: Any = None
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
@@ -211,6 +213,7 @@ def quantize(
     check_model(where, model)
     check_config(where, config)
     _check_crossover(where, crossover)
+    check_bool(where, "fuse", fuse)
     steps = check_algorithms(where, algorithms)
     needs_data = [step.name for step in steps if step.needs_data]
     if data is None and (needs_data or _has_static(config)):

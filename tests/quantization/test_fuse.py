@@ -297,8 +297,15 @@ def test_bfloat16_layers_hand_floats_on():
 
 def test_with_int8_output_checks_its_scale():
     layer = Int8Conv2d.from_float(nn.Conv2d(3, 4, 1))
-    with pytest.raises(ValueError, match=r"Int8Conv2d.with_int8_output: x_scale must be"):
+    with pytest.raises(ValueError, match=r"Int8Conv2d.with_int8_output: out_scale must be a finite number .*, got nan"):
         layer.with_int8_output(float("nan"))
+
+
+def test_fuse_must_be_a_bool():
+    with pytest.raises(TypeError, match="fuse must be True or False, got 'no'"):
+        pc.quantize(nn.Linear(4, 4), pc.Int8Dynamic(), fuse="no")
+    with pytest.raises(TypeError, match="Quantizer: fuse must be True or False, got 1"):
+        pc.Quantizer(pc.Int8Dynamic(), fuse=1)
 
 
 def test_activations_of_transformers():
