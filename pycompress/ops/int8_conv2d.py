@@ -360,24 +360,30 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 
 _NCHW = "_pycompress_nchw"
+TRACEABLE_MARKS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+"""Dynamo of older torch traces no attributes of tensors (pytorch#134844): there, compiled chains of int8 layers end in channels_last."""
+
+
+def _marked(x: Tensor) -> bool:
+    return (TRACEABLE_MARKS or not tracing()) and getattr(x, _NCHW, False)
 
 
 def is_nchw(x: Tensor) -> bool:
     """Whether a float result of ``x`` is to be contiguous: floats tell by their strides, int8 by the mark of ``remember_nchw``."""
-    return getattr(x, _NCHW, False) if x.dtype == torch.int8 else not _suggests_channels_last(x)
+    return _marked(x) if x.dtype == torch.int8 else not _suggests_channels_last(x)
 
 
 def remember_nchw(y: Tensor, nchw: bool) -> Tensor:
     """Mark an int8 tensor, which is channels_last, that stands between layers of a model that runs on contiguous tensors. An attribute, as
     strides have no room for it; torch.compile and torch.export see it, too."""
-    if nchw and y.dtype == torch.int8:
+    if nchw and y.dtype == torch.int8 and (TRACEABLE_MARKS or not tracing()):
         setattr(y, _NCHW, True)
     return y
 
 
 def view_of(x: Tensor, view: Tensor) -> Tensor:
     """``view``, marked like ``x``."""
-    return remember_nchw(view, getattr(x, _NCHW, False))
+    return remember_nchw(view, _marked(x))
 
 
 def _run(

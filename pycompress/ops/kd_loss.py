@@ -11,7 +11,7 @@ from torch import Tensor
 from . import native
 from .cuda import kd_loss as cuda_kd_loss
 from .cuda.extension import NAME as CUDA
-from .kd_loss_options import DIVERGENCES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
+from .kd_loss_options import DIVERGENCES, OPTION_NAMES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
 from .kd_loss_reference import kd_loss_reference
 from .library import define, tracing
 
@@ -284,7 +284,7 @@ def _reference(where, student, teacher, labels, row_weights, teacher_ids, class_
         None if class_map is None else class_map.long(),
         common=common,
         batch=student.shape[0],
-        **options._asdict(),
+        **{name: getattr(options, name) for name in OPTION_NAMES},
     )
     return loss.reshape(student.shape[:-1]) if options.reduction == "none" else loss
 

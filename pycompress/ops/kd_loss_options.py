@@ -32,6 +32,9 @@ class Options(NamedTuple):
     tail: bool
 
 
+OPTION_NAMES = Options._fields  # torch 2.4 cannot trace the attribute, nor _asdict
+
+
 def check_options(
     where: str,
     temperature: float,

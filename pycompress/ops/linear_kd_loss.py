@@ -304,10 +304,14 @@ class _FusedLinear(torch.autograd.Function):
         return (*(None if g is None else scaled(g, upstream) for g in ctx.saved_tensors), *[None] * 7)
 
 
+_AUTOCAST_DEVICES = [device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)]
+"""Asked once: torch before 2.5 cannot trace the question."""
+
+
 def _autocast(*tensors):
     """What autocast makes of the arguments of a linear layer: its dtype, but for float64. The loss itself stays in float32."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if isinstance(t, Tensor) and t.dtype in native.DTYPES else t for t in tensors]

@@ -12,7 +12,6 @@ A group with fewer than ``n`` entries worth keeping is filled up with zeros at o
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .library import tracing
+
+# For groups of up to 256. A table, as torch 2.4 traces neither int.bit_length nor properties of named tuples.
+_INDEX_BITS = [max(m - 1, 0).bit_length() for m in range(257)]
 
 
 class Pattern(NamedTuple):
@@ -31,7 +33,7 @@ class Pattern(NamedTuple):
     @property
     def bits(self) -> int:
         """Bits of one index."""
-        return (self.m - 1).bit_length()
+        return _INDEX_BITS[self.m]
 
     def kept(self, k: int) -> int:
         """Values in a row of ``k`` weights."""
@@ -39,7 +41,7 @@ class Pattern(NamedTuple):
 
     def index_bytes(self, k: int) -> int:
         """Bytes of indices in a row of ``k`` weights."""
-        return -(-self.kept(k) * self.bits // 8)
+        return -(-self.kept(k) * _INDEX_BITS[self.m] // 8)
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -47,10 +49,10 @@ class Pattern(NamedTuple):
 
 def parse_nm(where: str, pattern: str) -> Pattern:
     """``"2:4"`` as numbers. Raises ``ValueError`` unless 0 < N < M <= 256."""
-    found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
-    if found is None or not 0 < int(found[1]) < int(found[2]) <= 256:
+    n, _, m = pattern.partition(":") if isinstance(pattern, str) else ("", "", "")
+    if not (n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m) <= 256):  # no regular expression: torch 2.4 cannot trace them
         raise ValueError(f"{where}: pattern must be 'N:M' with 0 < N < M <= 256, such as '2:4', got {pattern!r}")
-    return Pattern(int(found[1]), int(found[2]))
+    return Pattern(int(n), int(m))
 
 
 def sparse24_mask(scores: Tensor, pattern: str = "2:4") -> Tensor:

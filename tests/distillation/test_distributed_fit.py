@@ -82,6 +82,8 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32", reason="needs gloo")
 def test_sharded_students_are_refused():
     dtensor = pytest.importorskip("torch.distributed.tensor")
+    if not hasattr(dtensor, "distribute_tensor"):  # torch 2.4
+        dtensor = pytest.importorskip("torch.distributed._tensor")
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
