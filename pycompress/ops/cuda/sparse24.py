@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import native
 from ..sparse24 import Pattern
 from . import extension
+from .rows import quantized
 
 ELEMENTS = {torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Types of the kept values by their number in csrc/sparse24_gemm/sparse24_cuda.h."""
@@ -128,20 +129,6 @@ def rows_of_bytes(x: Tensor) -> Tensor:
     if x.shape[1] * size % 16 == 0 and x.stride(1) == 1 and x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0:
         return x
     return F.pad(x, (0, -x.shape[1] % (16 // size))) if x.shape[1] * size % 16 else x.clone(memory_format=torch.contiguous_format)
-
-
-def quantized(module: Any, stream: int, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
-    """``x`` (M, K) as int8 with rows padded by zeros, and the scale of each row: the arithmetic of ``int8_linear``, symmetric."""
-    m, k = x.shape
-    x = x if x.stride(1) == 1 or k == 1 else x.contiguous()
-    q = torch.empty(m, -(-k // 16) * 16, dtype=torch.int8, device=x.device)
-    scale = torch.empty(m, dtype=torch.float32, device=x.device)
-    zero = torch.empty(m, dtype=torch.int32, device=x.device)
-    module.quantize_rows(
-        m, k, x.data_ptr(), x.stride(0), native.DTYPES[x.dtype], x_scale is None, False, x_scale or 0.0, 0, -127, q.data_ptr(), q.stride(0),
-        scale.data_ptr(), zero.data_ptr(), x.device.index or 0, stream,
-    )  # fmt: skip
-    return q, scale
 
 
 def linear(
