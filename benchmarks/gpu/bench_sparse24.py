@@ -23,6 +23,7 @@ from timing import copy_bandwidth, event_times, row
 
 from pycompress.ops import int8_linear
 from pycompress.ops.cuda import sparse24 as cuda
+from pycompress.ops.cuda import sparse24_float as cuda_float
 from pycompress.ops.int8_sparse24_linear import int8_sparse24_linear_packed
 from pycompress.ops.sparse24 import sparse24_compress, sparse24_mask
 from pycompress.ops.sparse24_linear import sparse24_linear_packed
@@ -60,7 +61,7 @@ def rivals(m: int, n: int, k: int) -> tuple[dict[str, tuple[Callable[[], Any], f
     weight = w * sparse24_mask(w.abs())
     scale = weight.float().abs().amax(1) / 127
     q = (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-    flat = cuda.to_flat(cuda.pack(*sparse24_compress(weight), k))
+    flat = cuda_float.to_flat(cuda_float.pack(*sparse24_compress(weight.float())))
     flat8 = cuda.to_flat(cuda.pack(*sparse24_compress(q), k))
     table: dict[str, tuple[Callable[[], Any], float]] = {
         "torch bf16": (lambda: F.linear(x, weight), 1.0),

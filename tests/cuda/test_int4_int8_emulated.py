@@ -85,7 +85,9 @@ def test_the_bits_of_the_cpu(activation):
 
     for asymmetric in (False, True):
         tensors, x, bias = problem(45, 1000, 64, asymmetric), floats(20, 1000, seed=3), floats(45, seed=4)
-        want = int4_linear(x, *tensors, bias, group_size=64, int8_activations=True, activation=activation, kernel=native.kernels("int4_matmul")[0])
+        want = int4_linear(
+            x, *tensors, bias, group_size=64, int8_activations=True, activation=activation, kernel=native.kernels("int4_matmul")[0]
+        )
         for config in CONFIGS:
             assert torch.equal(linear(x, pack_int4(*tensors, 1000, 64), bias, 45, 64, asymmetric, activation, config), want)
 

@@ -17,7 +17,12 @@ from pycompress.ops.cuda import extension
 @pytest.fixture
 def emulated_device(monkeypatch):
     """CPU tensors are treated as if they were on a GPU."""
-    for name in ("pycompress.ops.int8_weight_linear", "pycompress.ops.int4_linear", "pycompress.nn.int8_weight_only", "pycompress.nn.int4_linear"):
+    for name in (
+        "pycompress.ops.int8_weight_linear",
+        "pycompress.ops.int4_linear",
+        "pycompress.nn.int8_weight_only",
+        "pycompress.nn.int4_linear",
+    ):
         monkeypatch.setattr(sys.modules[name], "kernel_for", lambda op, x, kernel, where: kernel or extension.NAME)
     monkeypatch.setattr(extension, "module", emulated())
     monkeypatch.setattr(extension, "stream", lambda device: 0)

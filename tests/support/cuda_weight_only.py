@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
-from support.cuda_emulation import extension
+from support.cuda_emulation import ALIGNED, extension
 
 SOURCES = (
     *(f"csrc/weight_only/{name}_cuda.cu" for name in ("int8_weight_few", "int4_weight_few", "weight_dequantize")),
@@ -17,4 +17,4 @@ SOURCES = (
 
 @cache
 def emulated() -> ModuleType:
-    return extension("_C_weight_only", *SOURCES, arch=80)
+    return extension("_C_weight_only", *SOURCES, arch=80, flags=ALIGNED)
