@@ -46,8 +46,8 @@ def sparse24_linear(
     - ``x``: (..., K) float32, bfloat16 or float16; sums are float32
     - ``values``, ``indices``: a float32 weight (N, K) out of ``sparse24_compress``; ``bias``: (N,) float or None
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``, "cuda" on a GPU; patterns other than 2:4 and 1:4 run the reference. On
-      CUDA the weight is rounded to the dtype of a bfloat16 or float16 ``x``
+    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``, "cuda" on a GPU; patterns other than 2:4 and 1:4 run the
+      reference. On CUDA the weight is rounded to the dtype of a bfloat16 or float16 ``x``
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, sparse24_to_dense(values, indices, K), bias))``, with a gradient
     with respect to ``x``. NaN and Inf in x reach all outputs that keep a weight there, and may reach others.

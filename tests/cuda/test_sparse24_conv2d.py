@@ -77,19 +77,9 @@ def test_int8_is_the_reference(emulated_device, geometry, channels_last, x_scale
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     for dtype in (torch.float32, torch.bfloat16):
-        run = lambda kernel: int8_sparse24_conv2d(  # noqa: E731
-            x.to(dtype),
-            values,
-            indices,
-            scale,
-            bias,
-            pattern=pattern,
-            x_scale=x_scale,
-            activation="silu",
-            kernel=kernel,
-            **geometry,  # noqa: B023
-        )
-        got, want = run(None), run("reference")
+        arguments = (x.to(dtype), values, indices, scale, bias)
+        options = {"pattern": pattern, "x_scale": x_scale, "activation": "silu", **geometry}
+        got, want = (int8_sparse24_conv2d(*arguments, kernel=kernel, **options) for kernel in (None, "reference"))
         assert got.dtype == want.dtype and got.stride() == want.stride() and bool(got[[1, 3]].isnan().all())
         tolerance = 1e-6 if dtype == torch.float32 else 2**-7
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance / 10, equal_nan=True)

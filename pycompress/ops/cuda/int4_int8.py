@@ -1,6 +1,6 @@
 """``int4_linear`` with int8 activations on CUDA: the choice of a kernel and the call.
 
-Two launches: rows of x are quantised in one pass, then one kernel widens nibbles in registers, multiplies in integers and scales every group
+Two launches: rows of x are quantised in one pass, then one kernel widens nibbles in registers, multiplies in integers and scales each group
 (csrc/weight_only/int4_int8_gemm.cuh, and int4_int8_few_cuda.cu for few rows). The layout is that of float activations
 (``weight_only.pack_int4``), the bits are those of the CPU's kernels, whatever the configuration.
 """

@@ -1,6 +1,6 @@
 """2:4 convolutions on CUDA: images are unfolded on the device, piece by piece, for the linear kernels.
 
-A piece is as many images, or rows of one image's output, as fit ``WORKSPACE`` bytes unfolded; the buffer is allocated once, before the first
+A piece is as many images, or rows of one image's output, as fit ``WORKSPACE`` bytes unfolded; the buffer is allocated once, before any
 launch. int8 is quantised before it is unfolded, so its pieces hold twice as much. float32 activations have no sparse product that would pay
 here: the weight is written out dense for torch's convolution (which may use TF32, as torch's flags say).
 """
@@ -93,8 +93,8 @@ def conv2d(
 
 
 def int8_conv2d(
-    x: Tensor, flat: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
-    x_scale: float | None, activation: str, limit: int = WORKSPACE,
+    x: Tensor, flat: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor, kernel_size: Pair, stride: Pair, padding: Pair,
+    dilation: Pair, x_scale: float | None, activation: str, limit: int = WORKSPACE,
 ) -> Tensor:  # fmt: skip
     """``int8_sparse24_conv2d`` on torch's current stream into ``out``, which it returns. ``flat``: ``sparse24.to_flat``'s result."""
     o, k = out.shape[1], x.shape[1] * kernel_size[0] * kernel_size[1]
@@ -102,9 +102,9 @@ def int8_conv2d(
         return out
     packed = sparse24.from_flat(flat, o, k, torch.int8)
     module, stream, multiprocessors = extension.module, extension.stream(x.device), extension.multiprocessors(x.device)
-    amax = (
-        torch.linalg.vector_norm(x.flatten(1), float("inf"), dim=1, dtype=torch.float32) if x[0:1].numel() else x.new_zeros(len(x)).float()
-    )
+    amax = torch.zeros(x.shape[0], device=x.device)
+    if x.numel():
+        amax = torch.linalg.vector_norm(x.flatten(1), float("inf"), dim=1, dtype=torch.float32)
     if x_scale is None:
         image_scale = step = symmetric_scale(amax)
     else:

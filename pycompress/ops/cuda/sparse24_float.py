@@ -1,8 +1,8 @@
 """2:4 and 1:4 layers on CUDA whose weight is float32: its layout, the kernels for float32 activations, and the 16-bit weights made from it.
 
-float32 activations: few rows run a kernel that reads the kept values and their places (csrc/sparse24_gemm/float_few_cuda.cu); more rows have the
-weight written out dense, for the library's product. bfloat16 and float16 activations run on the tensor cores (``sparse24``), with the
-weight rounded to their dtype once and kept as long as the float32 one lives.
+float32 activations: few rows run a kernel that reads the kept values and their places (csrc/sparse24_gemm/float_few_cuda.cu); more rows
+have the weight written out dense, for the library's product. bfloat16 and float16 activations run on the tensor cores (``sparse24``), with
+the weight rounded to their dtype once and kept as long as the float32 one lives.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def from_flat(flat: Tensor, n: int, k: int, pattern: str) -> Packed:
 
 
 _sixteen_bit: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Flat float32 weight -> {dtype: flat 16-bit weight}. An entry goes with its float32 weight, which a layer replaces when it loads or moves."""
+"""Flat float32 weight -> {dtype: flat 16-bit weight}. An entry goes with its float32 weight, which a layer replaces on loads and moves."""
 
 
 def sixteen_bit(flat: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype) -> Tensor:
@@ -102,8 +102,9 @@ def linear(x: Tensor, flat: Tensor, bias: Tensor | None, n: int, pattern: str, a
     rows, out = sparse24.rows_of_bytes(x.reshape(m, k)), torch.empty(m, n, dtype=x.dtype, device=x.device)
     packed = from_flat(flat, n, k, pattern)
     extension.module.sparse24_float_few(  # type: ignore[union-attr]
-        m, n, k, packed.indices.shape[1], int(pattern[0]), packed.values.data_ptr(), packed.indices.data_ptr(), rows.data_ptr(), rows.stride(0),
-        0 if bias is None else bias.data_ptr(), native.ACTIVATIONS[activation], out.data_ptr(), x.device.index or 0, extension.stream(x.device),
+        m, n, k, packed.indices.shape[1], int(pattern[0]), packed.values.data_ptr(), packed.indices.data_ptr(), rows.data_ptr(),
+        rows.stride(0), 0 if bias is None else bias.data_ptr(), native.ACTIVATIONS[activation], out.data_ptr(), x.device.index or 0,
+        extension.stream(x.device),
     )  # fmt: skip
     return out.view(*x.shape[:-1], n)
 
