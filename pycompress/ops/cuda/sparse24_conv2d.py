@@ -110,7 +110,9 @@ def int8_conv2d(
     else:
         step = torch.full_like(amax, x_scale)
         image_scale = torch.where(torch.isfinite(amax), step, float("nan"))  # an image with NaN or Inf comes out as NaN
-    q = quantize_affine(x, step.view(-1, 1, 1, 1)).to(torch.int8)
+    q = torch.empty_like(x, dtype=torch.int8)
+    for image, _ in pieces(x.shape[0], 1, 8 * x[0].numel(), limit):  # quantize_affine goes through float32 and int32
+        q[image] = quantize_affine(x[image], step[image].view(-1, 1, 1, 1))
 
     def product(rows: Tensor, image: slice) -> Tensor:
         of_images = image_scale[image]
