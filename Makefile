@@ -7,6 +7,7 @@
 #   make test-packaging  sdist, wheels, pure install     make lint        ruff, mypy, clang-format
 #   make bench           against the rivals (ARGS="--threads 2 --write")                make clean
 #   make test-gpu        builds the CUDA kernels and runs their tests on a GPU           make bench-gpu
+#   make memcheck-gpu    some of those tests under compute-sanitizer: memory, races      (ARGS="-k sparse24")
 #
 #   PYTHON=python3.12          another interpreter       ARGS="-k conv -x"   handed to pytest or the demo
 #   PYCOMPRESS_NATIVE=0        no C++ compiler needed: install as pure Python
@@ -26,7 +27,7 @@ INSTALLED := $(VENV)/.installed-native-$(PYCOMPRESS_NATIVE)
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: test-gpu bench-gpu demo test test-scalar test-none test-packaging lint format bench clean
+.PHONY: test-gpu bench-gpu memcheck-gpu demo test test-scalar test-none test-packaging lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -73,6 +74,13 @@ $(GPU_VENV)/.installed: $(NATIVE_SOURCES) $(shell find cmake -type f)
 
 test-gpu: $(GPU_VENV)/.installed
 	$(GPU_RUN) -m pytest -q -m gpu $(ARGS)
+
+# Every tensor an allocation of its own, so that a read behind it is one behind an allocation. The checkers slow kernels down by 10 to 100 times:
+# no large shapes, and nothing that torch compiles. racecheck knows shared memory only.
+SANITIZED := -q -p no:cacheprovider -m gpu -k "not 4096 and not compile and not out_of_memory and not capture" tests/gpu
+memcheck-gpu: $(GPU_VENV)/.installed
+	set -e; for tool in memcheck racecheck; do echo "== $$tool"; PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_RUN) -m pytest $(SANITIZED) $(ARGS); done
 
 bench-gpu: $(GPU_VENV)/.installed
 	set -e; for script in benchmarks/gpu/bench_*.py; do echo "== $$script"; $(GPU_RUN) $$script $(ARGS); done

@@ -24,7 +24,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("80", "90a")
-TENSOR_CORES = {"int8_gemm": ("IMMA", r"mma\.sync"), "weight_few": ("HMMA", r"mma\.sync"), "sparse24": ("(IMMA|HMMA).SP", r"mma\.sp")}
+TENSOR_CORES = {
+    "int8_gemm": ("IMMA", r"mma\.sync"),
+    "int4_int8": ("IMMA", r"mma\.sync"),
+    "weight_few": ("HMMA", r"mma\.sync"),
+    "sparse24": ("(IMMA|HMMA).SP", r"mma\.sp"),
+}
 """Part of a file's name -> what its machine code, or else its PTX, must contain."""
 
 

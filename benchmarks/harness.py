@@ -88,7 +88,7 @@ def run(
                 new = _case(case, index, workers, baseline, work(case), peaks, args)
                 rows += new
                 if args.write:  # at once, so that an interrupted run keeps what it has measured
-                    _write(HERE / "results" / f"{op}.csv", new)
+                    write(HERE / "results" / f"{op}.csv", new)
     finally:
         for worker in workers.values():
             worker.close()
@@ -156,17 +156,21 @@ def _machine() -> dict[str, str]:
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
         cpu += next((" family " + line.split(":")[1].strip() for line in lines if line.startswith("cpu family")), "")
         cpu += next((" model " + line.split(":")[1].strip() for line in lines if line.startswith("model\t")), "")
-    git = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = f"torch {torch.__version__}"
     with contextlib.suppress(ImportError):
         import onnxruntime
 
         versions += f", onnxruntime {onnxruntime.__version__}"
     isas = native.module.isa_available() if native.module else ["none"]
-    return {"cpu": cpu, "isa": isas[-1], "versions": versions, "commit": git.stdout.strip(), "date": time.strftime("%Y-%m-%d")}
+    return {"cpu": cpu, "isa": isas[-1], "versions": versions, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def commit() -> str:
+    git = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip()
+
+
+def write(path: Path, rows: list[dict[str, Any]], fields: Sequence[str] = FIELDS) -> None:
     """Replaces rows of the same case, rival, threads and processor, keeps the others."""
 
     def key(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -179,7 +183,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
             old = [row for row in csv.DictReader(file) if key(row) not in new]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*old, *rows])
     os.replace(temporary, path)

@@ -1,4 +1,5 @@
-"""int8 linear layers on a GPU, bfloat16 in and out with quantization per token, against torch bfloat16 and ``torch._int_mm`` with scales.
+"""int8 linear layers on a GPU, bfloat16 in and out with quantization per token, against torch bfloat16, ``torch._int_mm`` with scales,
+and torchao compiled.
 
     python benchmarks/gpu/bench_int8_linear.py [--cases 4096x4096x4096] [--write]
 
@@ -9,6 +10,7 @@ a large bfloat16 ``torch.mm`` measured here.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench_sparse24 import product_speed
-from timing import copy_bandwidth, row
+from timing import copy_bandwidth, row, try_rival
 
 from pycompress.nn import Int8Linear
 
@@ -41,6 +43,16 @@ def int_mm(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
     return (torch._int_mm(rows, q.T).float() * (amax * scale)).to(x.dtype)
 
 
+def torchao(dense: torch.nn.Linear, x: torch.Tensor) -> Callable[[], Any]:
+    """Their int8 layer with dynamic int8 activations, compiled as they ask for."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = torch.nn.Sequential(copy.deepcopy(dense))
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    compiled = torch.compile(model)
+    return lambda: compiled(x)
+
+
 def rivals(m: int, n: int, k: int) -> tuple[dict[str, Callable[[], Any]], torch.Tensor]:
     with torch.random.fork_rng(devices=[0]):
         torch.manual_seed(0)
@@ -52,6 +64,8 @@ def rivals(m: int, n: int, k: int) -> tuple[dict[str, Callable[[], Any]], torch.
     if m > 16 and n % 8 == 0 and k % 8 == 0:
         table["torch._int_mm"] = lambda: int_mm(x, q, scale)
         table["torch._int_mm compiled"] = torch.compile(lambda: int_mm(x, q, scale))
+    if (theirs := try_rival("torchao int8", lambda: torchao(dense, x))) is not None:
+        table["torchao int8"] = theirs
     return table, F.linear(x.double()[:64], dense.weight.double())
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from timing import copy_bandwidth, event_times, row
+from timing import copy_bandwidth, event_times, row, try_rival
 
 from pycompress.ops import kd_loss, linear_kd_loss
 
@@ -54,6 +54,21 @@ def liger() -> Callable[..., torch.Tensor] | None:
 
     divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
     return lambda s, t, y: divergence(F.log_softmax(s / TEMPERATURE, 1), F.log_softmax(t / TEMPERATURE, 1))
+
+
+def liger_linear(
+    hidden: torch.Tensor, head: torch.Tensor, teacher_hidden: torch.Tensor, teacher_head: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], Any]:
+    """Liger-Kernel's loss of two heads in chunks: its divergence is Jensen-Shannon's family, of which beta 0 is the forward KL."""
+    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=0.0, temperature=TEMPERATURE)
+
+    def run() -> Any:
+        leaves = [x.detach().requires_grad_(True) for x in (hidden, head)]
+        return torch.autograd.grad(loss(*leaves, teacher_hidden, teacher_head, labels), leaves)
+
+    return run
 
 
 def logits_cases(chosen: Callable[[str], bool], rivals: list[str], write: bool, bandwidth: float) -> None:
@@ -117,9 +132,13 @@ def linear_case(rivals: list[str], write: bool) -> None:
         ),
     }
     floor = sorted(event_times(products)[0])[15]
-    for rival, loss in functions.items():
+    steps = {rival: step(loss) for rival, loss in functions.items()}
+    name = "Liger fused linear JSD"
+    if (theirs := try_rival(name, lambda: liger_linear(hidden, head, teacher_hidden, teacher_head, labels))) is not None:
+        steps[name] = theirs
+    for rival, run in steps.items():
         if not rivals or rival in rivals:
-            row("linear_kd_loss", f"{tokens}x{classes}", rival, step(loss), floor, float("nan"), write)
+            row("linear_kd_loss", f"{tokens}x{classes}", rival, run, floor, float("nan"), write)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""Weight-only linear layers on a GPU, bfloat16 in and out, against torch bfloat16 and torchao where it is installed.
+"""Weight-only linear layers, and int4 weights with int8 activations, on a GPU, bfloat16 in and out, against torch bfloat16 and torchao
+where it is installed.
 
     python benchmarks/gpu/bench_weight_only.py [--cases 1x14336x4096] [--write]
 
 A case is M x N x K; the layers are int8 with a scale per output and int4 with a scale (and zero point) per 128 inputs. The floor is the
-larger of two times: all bytes once at the bandwidth of a copy, and the products at the speed of a large bfloat16 ``torch.mm``.
+larger of two times: all bytes once at the bandwidth of a copy, and the products at the speed of a large bfloat16 ``torch.mm`` (twice
+that with int8 activations).
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench_sparse24 import product_speed
-from timing import copy_bandwidth, row
+from timing import copy_bandwidth, row, try_rival
 
 from pycompress.nn import Int4Linear, Int8WeightOnlyLinear
-from pycompress.ops.cuda import weight_only
+from pycompress.ops.cuda import int4_int8, weight_only
 
 CASES = [
     (1, 4096, 4096),
@@ -37,23 +39,23 @@ CASES = [
     (128, 14336, 4096),
     (2048, 14336, 4096),
 ]
-BYTES = {"int8": 1.0, "int4": 0.5 + 4 / 128, "int4 asymmetric": 0.5 + 5 / 128, "bf16": 2.0}
+BYTES = {"int4, int8 activations": 0.5 + 4 / 128, "int8": 1.0, "int4": 0.5 + 4 / 128, "int4 asymmetric": 0.5 + 5 / 128, "bf16": 2.0}
 
 
-def torchao(dense: torch.nn.Linear, bits: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Their weight-only layer, compiled as they ask for, or None."""
-    try:
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        print(f"torchao: {error}")
-        return None
+def torchao(dense: torch.nn.Linear, kind: str, x: torch.Tensor) -> Callable[[], Any]:
+    """Their layer, compiled as they ask for."""
+    from torchao import quantization
+
+    if kind == "int8":
+        config = quantization.Int8WeightOnlyConfig()
+    elif kind == "int4":
+        config = quantization.Int4WeightOnlyConfig(group_size=128)
+    else:
+        config = quantization.Int8DynamicActivationInt4WeightConfig(group_size=128)
     model = torch.nn.Sequential(copy.deepcopy(dense))
-    try:
-        quantize_(model, Int8WeightOnlyConfig() if bits == 8 else Int4WeightOnlyConfig(group_size=128))
-        return torch.compile(model)
-    except (ImportError, RuntimeError, ValueError) as error:  # what theirs cannot do here is said, not timed
-        print(f"torchao int{bits}: {error}")
-        return None
+    quantization.quantize_(model, config)
+    compiled = torch.compile(model)
+    return lambda: compiled(x)
 
 
 def rivals(m: int, n: int, k: int) -> tuple[dict[str, tuple[str, Callable[[], Any]]], torch.Tensor]:
@@ -66,6 +68,7 @@ def rivals(m: int, n: int, k: int) -> tuple[dict[str, tuple[str, Callable[[], An
         "int8": Int8WeightOnlyLinear.from_float(dense),
         "int4": Int4Linear.from_float(dense),
         "int4 asymmetric": Int4Linear.from_float(dense, symmetric=False),
+        "int4, int8 activations": Int4Linear.from_float(dense, int8_activations=True),
     }
     table: dict[str, tuple[str, Callable[[], Any]]] = {"torch bf16": ("bf16", lambda: dense(x))}
     for name, layer in layers.items():
@@ -74,9 +77,16 @@ def rivals(m: int, n: int, k: int) -> tuple[dict[str, tuple[str, Callable[[], An
     for config, (rows, _) in weight_only.CONFIGS.items():
         if m <= 2 * rows:
             table[f"  int8 {config}"] = ("int8", lambda c=config: weight_only.linear_int8(x, int8.packed, int8.scale, None, c))
-    for bits in (8, 4):
-        if (theirs := torchao(dense, bits)) is not None:
-            table[f"torchao int{bits}"] = (f"int{bits}", lambda f=theirs: f(x))
+    activations = layers["int4, int8 activations"]
+    for config, (rows, _) in int4_int8.CONFIGS.items():
+        if m <= 2 * rows or not config.startswith("few"):
+            table[f"  int4 x int8 {config}"] = (
+                "int4, int8 activations",
+                lambda c=config: int4_int8.linear(x, activations.packed, None, n, 128, False, "none", c),
+            )
+    for kind in ("int8", "int4", "int4, int8 activations"):
+        if (theirs := try_rival(f"torchao {kind}", lambda: torchao(dense, kind, x))) is not None:  # noqa: B023
+            table[f"torchao {kind}"] = (kind, theirs)
     return table, F.linear(x.double()[:64], dense.weight.double())
 
 
@@ -95,7 +105,8 @@ def main() -> None:
         table, want = rivals(m, n, k)
         for rival, (kind, step) in table.items():
             error = float((step()[:64].double() - want).norm() / want.norm())
-            floor = max((n * k * BYTES[kind] + 2 * m * (n + k)) / bandwidth, m * n * k / speed)
+            products = m * n * k / speed / (2 if kind == "int4, int8 activations" else 1)
+            floor = max((n * k * BYTES[kind] + 2 * m * (n + k)) / bandwidth, products)
             row("weight_only", name, rival, step, floor, error, arguments.write)
 
 

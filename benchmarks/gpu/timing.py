@@ -1,24 +1,34 @@
-"""Times functions on a GPU with events and appends rows to ``benchmarks/results/gpu_<op>.csv``.
+"""Times functions on a GPU with events and adds rows to ``benchmarks/results/gpu_<op>.csv``.
 
 Each rival is captured into a CUDA graph if that works (the loop then costs no host time), else launched from Python. Between
-repetitions a buffer larger than the L2 cache is overwritten, so that inputs come from memory. The row holds the median of
-``repeats`` times, the quartiles, and how close it comes to the time that the bytes alone would take at the bandwidth of a copy
-measured in the same process.
+repetitions a buffer larger than the L2 cache is overwritten, so that inputs come from memory.
+
+Rows are those of ``harness.py``, with the GPU's name for the processor, and two columns more: ``floor_fraction``, how close the median
+comes to the time that the roofline allows (bytes at the bandwidth of a copy, products at the speed of a large one, both measured in the
+same process), and ``mode``, graph or eager. The first rival of a case is the one that speedups are relative to; their quartiles are the
+rival's own.
 """
 
 from __future__ import annotations
 
-import csv
+import functools
 import statistics
+import sys
+import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-FIELDS = ["case", "rival", "ms", "q1", "q3", "floor_fraction", "peak_mb", "error", "mode", "gpu", "torch", "date"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness
+
+RESULTS = harness.HERE / "results"
+FIELDS = [*harness.FIELDS, "floor_fraction", "mode"]
+RIVALS = ("torchao", "liger-kernel", "triton")
+"""Distributions whose versions a row names, if they are installed."""
 
 
 def event_times(step: Callable[[], Any], repeats: int = 30) -> tuple[list[float], str]:
@@ -67,21 +77,56 @@ def peak_megabytes(step: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def row(op: str, case: str, rival: str, step: Callable[[], Any], floor_ms: float, error: float, write: bool) -> None:
-    """Measure, print and, with ``write``, append."""
+@functools.cache
+def machine() -> dict[str, str]:
+    """The columns that say what was measured on what."""
+    major, minor = torch.cuda.get_device_capability()
+    versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}"]
+    for name in RIVALS:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": torch.cuda.get_device_name(), "isa": f"sm_{major}{minor}", "versions": ", ".join(versions), "commit": harness.commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+_baseline: dict[tuple[str, str], float] = {}
+"""Op and case -> median milliseconds of its first rival."""
+
+
+def row(op: str, case: str, rival: str, step: Callable[[], Any], floor_ms: float, error: float, write: bool) -> dict[str, Any]:
+    """Measure, print and, with ``write``, add to the results. ``error`` NaN: not compared."""
     memory = peak_megabytes(step)
     times, mode = event_times(step)
     q1, middle, q3 = statistics.quantiles(times, n=4)
-    values = [
-        case, rival, f"{middle:.4f}", f"{q1:.4f}", f"{q3:.4f}", f"{floor_ms / middle:.3f}", f"{memory:.1f}", f"{error:.2e}", mode,
-        torch.cuda.get_device_name(), torch.__version__, datetime.now(timezone.utc).date().isoformat(),
-    ]  # fmt: skip
-    print(f"{case:>14} {rival:<16} {middle:9.3f} ms  {floor_ms / middle:6.2f} of the floor  {memory:9.1f} MB  error {error:.1e}  ({mode})")
-    if write:
-        path = RESULTS / f"gpu_{op}.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(FIELDS)
-            writer.writerow(values)
+    baseline = _baseline.setdefault((op, case), middle)
+    first = baseline == middle
+    values = {
+        "case": case, "rival": rival.strip(), "threads": 1, "ms": f"{middle:.4g}", "speedup": f"{baseline / middle:.3f}",
+        "speedup_q1": f"{1.0 if first else baseline / q3:.3f}", "speedup_q3": f"{1.0 if first else baseline / q1:.3f}",
+        "error": "" if error != error else f"{error:.5f}", "mac_per_cycle": "", "ghz": "", **machine(), "peak_mb": f"{memory:.4g}",
+        "floor_fraction": f"{floor_ms / middle:.3f}", "mode": mode,
+    }  # fmt: skip
+    print(
+        f"{case:>18} {rival:<26} {middle:9.3f} ms  {baseline / middle:6.2f}x  {floor_ms / middle:5.2f} of the roofline  "
+        f"{memory:9.1f} MB  error {error:.1e}  ({mode})",
+        flush=True,
+    )
+    if write:  # at once, so that an interrupted run keeps what it has measured
+        harness.write(RESULTS / f"gpu_{op}.csv", [values], FIELDS)
+    return values
+
+
+def try_rival(name: str, build: Callable[[], Callable[[], Any]]) -> Callable[[], Any] | None:
+    """A rival's function, or None with its reason printed: not installed, or not for this GPU, shape or version."""
+    try:
+        step = build()
+        step()
+        torch.cuda.synchronize()
+    except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        print(f"{name}: not run: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return None
+    return step

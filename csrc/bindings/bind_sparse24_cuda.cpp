@@ -27,6 +27,22 @@ void bind_sparse24_cuda(py::module_& m) {
                  address<const float>(bias), static_cast<Activation>(activation), address<void>(out), static_cast<DType>(out_dtype)},
         cuda::Stream{device, address<void>(stream)});
   });
+  m.def("sparse24_float_few", [](int64_t m, int64_t n, int64_t k, int64_t chunks, int per_group, uintptr_t values, uintptr_t indices,
+                                 uintptr_t x, int64_t ldx, uintptr_t bias, int activation, uintptr_t out, int device, uintptr_t stream) {
+    float_few_cuda(FloatArgs{{n, k, chunks, per_group, address<const float>(values), address<const uint8_t>(indices)},
+                             m,
+                             address<const float>(x),
+                             ldx,
+                             address<const float>(bias),
+                             static_cast<Activation>(activation),
+                             address<float>(out)},
+                   cuda::Stream{device, address<void>(stream)});
+  });
+  m.def("sparse24_float_dense", [](int64_t n, int64_t k, int64_t chunks, int per_group, uintptr_t values, uintptr_t indices, uintptr_t out,
+                                   int64_t ldo, int device, uintptr_t stream) {
+    float_dense_cuda(FloatWeight{n, k, chunks, per_group, address<const float>(values), address<const uint8_t>(indices)},
+                     address<float>(out), ldo, cuda::Stream{device, address<void>(stream)});
+  });
 }
 
 }  // namespace pycompress

@@ -42,4 +42,29 @@ inline constexpr CudaConfig kCudaConfigs[] = {{"128x128", 128, 128, 1}, {"64x64"
 // Throws std::invalid_argument for an unknown name, std::runtime_error if the launch fails.
 void run_cuda(const char* config, const CudaArgs& args, const cuda::Stream& stream);
 
+// float32, 2:4 and 1:4: tensor cores have no such product, so plain fma, made for few rows, where reading the kept values and their places
+// is all the time. pycompress/ops/cuda/sparse24_float.py packs: canonical values and indices with rows padded to whole chunks.
+struct FloatWeight {
+  int64_t n, k, chunks;    // a chunk: four values, 16 bytes, and a byte with their four places
+  int per_group;           // values that a group of four k keeps: 2 or 1
+  const float* values;     // (n, 4 * chunks), aligned to 16
+  const uint8_t* indices;  // (n, chunks)
+};
+
+struct FloatArgs {
+  FloatWeight weight;
+  int64_t m;
+  const float* x;  // (m, ldx): rows aligned to 16 bytes, of k elements and zeros up to a multiple of 4
+  int64_t ldx;
+  const float* bias;  // (n) or null
+  Activation activation;
+  float* out;  // (m, n) contiguous
+};
+
+// Any m; the weight is read once per 8 rows.
+void float_few_cuda(const FloatArgs& args, const cuda::Stream& stream);
+
+// The dense weight (n, ldo): ldo a multiple of 4, at least k; aligned to 16; what lies behind k is overwritten.
+void float_dense_cuda(const FloatWeight& weight, float* out, int64_t ldo, const cuda::Stream& stream);
+
 }  // namespace pycompress::sparse24_gemm

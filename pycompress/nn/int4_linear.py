@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from ..ops import native
 from ..ops.activation import check_activation
-from ..ops.cuda.extension import fallback_reason
+from ..ops.cuda.extension import fallback_reason, kernel_for
 from ..ops.int4 import check_group_size, check_int4, int4_error, num_groups, quantize_weight_int4
 from ..ops.int4_linear import (
     check_input,
     dequantize_packed,
-    int4_kernel_for,
     int4_linear_packed,
     pack_int4,
     unpack_int4,
@@ -106,7 +105,7 @@ class Int4Linear(PackedModule):
 
     def _set_canonical(self, tensors: dict[str, Tensor]) -> None:
         weight = tensors["weight"]
-        self._kernel = int4_kernel_for(weight, None, "Int4Linear", self.int8_activations)
+        self._kernel = kernel_for("int4_matmul", weight, None, "Int4Linear")
         self.packed = pack_int4(weight, tensors["scale"], tensors.get("zero_point"), self.in_features, self.group_size, self._kernel)
 
     def _get_canonical(self) -> dict[str, Tensor]:
@@ -145,8 +144,6 @@ class Int4Linear(PackedModule):
     def fallback_reason(self) -> str | None:
         if self._kernel != native.REFERENCE:
             return None
-        if self.packed.device.type == "cuda" and self.int8_activations:
-            return "int4 weights with int8 activations have no CUDA kernel"
         return fallback_reason("int4_matmul", self.packed.device)
 
     @property

@@ -113,7 +113,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
-            check_input("Int8Sparse24Linear", x, self.in_features, self.int_weight)
+            check_input("Int8Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
         return int8_sparse24_linear_packed(
             x,
             self.packed,

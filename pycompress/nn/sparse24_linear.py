@@ -72,7 +72,7 @@ class Sparse24Linear(Sparse24Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.packed.device:
-            check_input("Sparse24Linear", x, self.in_features, self.weight)
+            check_input("Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
         return sparse24_linear_packed(
             x, self.packed, self.bias, self.out_features, self.in_features, self.pattern, self.activation, self._kernel
         )

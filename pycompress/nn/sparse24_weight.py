@@ -73,7 +73,7 @@ class Sparse24Weight(PackedModule):
         if self._kernel != native.REFERENCE:
             return None
         device = self._device
-        if device.type == "cuda" and (reason := cuda_sparse24.unsupported(self.op, device, self.values_dtype, self.pattern)):
+        if device.type == "cuda" and (reason := cuda_sparse24.unsupported(device, self.pattern)):
             return f"no kernel for {reason}"
         if self.pattern not in NATIVE_PATTERNS:
             return f"native kernels run the patterns {', '.join(NATIVE_PATTERNS)}, not {self.pattern}"

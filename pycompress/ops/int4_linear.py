@@ -11,6 +11,7 @@ from torch import Tensor
 from . import native
 from .activation import ACTIVATE, check_activation
 from .affine import quantize_affine, symmetric_scale
+from .cuda import int4_int8 as cuda_int4_int8
 from .cuda import weight_only as cuda_weight_only
 from .cuda.extension import NAME as CUDA
 from .cuda.extension import kernel_for
@@ -72,7 +73,7 @@ def int4_linear(
     - ``int8_activations``: False multiplies in float; True quantises each row of x to int8 (dynamic, symmetric, ``max|x| / 127``),
       with sums that are exact inside a group and float over groups, in ascending order
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("int4_matmul")``; ``"cuda"`` on a GPU, for float activations
+    - ``kernel``: forces one of ``native.kernels("int4_matmul")``; ``"cuda"`` on a GPU
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, dequantize_int4(weight, ...), bias))``, with x rounded to int8 first
     if asked for. The gradient with respect to ``x`` is that of the dequantised weight (straight through the rounding of x). A row with NaN
@@ -99,22 +100,13 @@ def int4_linear(
             raise ValueError(f"int4_linear: bias must be on {weight.device} like weight, got {bias.device}")
         bias = bias.float().contiguous()
     check_activation("int4_linear", activation)
-    name = int4_kernel_for(x, kernel, "int4_linear", int8_activations)
+    name = kernel_for("int4_matmul", x, kernel, "int4_linear")
     problem = None if tracing() else int4_error(scale, zero_point)
     if problem is not None:
         raise ValueError(f"int4_linear: {problem}")
     pack = _pack_op if tracing() else pack_int4
     packed = pack(weight, scale, zero_point, k, group_size, name)
     return int4_linear_packed(x, packed, bias, n, k, group_size, zero_point is not None, int8_activations, activation or "none", name)
-
-
-def int4_kernel_for(x: Tensor, kernel: str | None, where: str, int8_activations: bool = False) -> str:
-    """The kernel for a tensor: on CUDA there is none for int8 activations."""
-    if x.device.type == "cuda" and int8_activations:
-        if kernel == CUDA:
-            raise ValueError(f"{where}: kernel {kernel!r} has no int8 activations, got int8_activations=True")
-        return native.REFERENCE if kernel is None else kernel_for("int4_matmul", x, kernel, where)
-    return kernel_for("int4_matmul", x, kernel, where)
 
 
 def check_input(where: str, x: Tensor) -> None:
@@ -213,7 +205,8 @@ def _run(x, packed, bias, n, k, group_size, asymmetric, int8_activations, activa
         tensors = unpack_int4(packed, n, k, group_size, asymmetric, kernel)
         return int4_linear_reference(x, *tensors, bias, group_size=group_size, int8_activations=int8_activations, activation=activation)
     if kernel == CUDA:
-        return cuda_weight_only.linear_int4(x, packed, bias, n, group_size, asymmetric, activation)
+        linear = cuda_int4_int8.linear if int8_activations else cuda_weight_only.linear_int4
+        return linear(x, packed, bias, n, group_size, asymmetric, activation)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)

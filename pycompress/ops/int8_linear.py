@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def int8_linear(
     check_weight("int8_linear", weight, scale, bias, dim=2)
     n, k = weight.shape
     check_activation_quantization("int8_linear", k, x_scale, x_zero_point, asymmetric)
-    check_input("int8_linear", x, k, weight)
+    check_input("int8_linear", x, k, weight.shape, weight.device)
     check_activation("int8_linear", activation)
     name = kernel_for(x, kernel, "int8_linear")
     packed = _pack_op(weight, name) if tracing() else pack_weight(weight, name)
@@ -179,16 +180,17 @@ def check_activation_quantization(where: str, k: int, x_scale: float | None, x_z
         raise ValueError(f"{where}: K must be at most {limit} for an exact int32 sum, got {k}")
 
 
-def check_input(where: str, x: Tensor, k: int, weight: Tensor) -> None:
+def check_input(where: str, x: Tensor, k: int, weight_shape: Sequence[int], device: torch.device) -> None:
+    """Checks of ``x`` against a weight of ``weight_shape`` on ``device``, which a layer need not unpack for it."""
     if not isinstance(x, Tensor) or x.dtype not in native.DTYPES:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{where}: x must be a float32, bfloat16 or float16 tensor, got {got}")
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(
-            f"{where}: weight must be (N, {x.shape[-1] if x.dim() else '?'}) to match x {tuple(x.shape)}, got {tuple(weight.shape)}"
+            f"{where}: weight must be (N, {x.shape[-1] if x.dim() else '?'}) to match x {tuple(x.shape)}, got {tuple(weight_shape)}"
         )
-    if x.device != weight.device:
-        raise ValueError(f"{where}: x must be on {weight.device} like weight, got {x.device}")
+    if x.device != device:
+        raise ValueError(f"{where}: x must be on {device} like weight, got {x.device}")
 
 
 def _run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel):

@@ -8,6 +8,8 @@ from torch import Tensor
 from . import native
 from .activation import ACTIVATE, check_activation
 from .affine import symmetric_scale
+from .cuda import sparse24_conv2d as cuda_conv2d
+from .cuda.extension import NAME as CUDA
 from .int8_conv2d import _memory_format, int8_conv2d_reference
 from .int8_linear import check_activation_quantization, check_weight
 from .int8_sparse24_linear import OP
@@ -63,7 +65,7 @@ def int8_sparse24_conv2d(
       ``bias``: (O,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per image. A float: static, symmetric
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``
+    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``, "cuda" on a GPU
 
     Returns (B, O, H', W') in dtype and memory format of ``x``. Equals ``int8_conv2d`` on the dense weight: the integer sum is exact, the
     gradient with respect to ``x`` straight-through, an image with NaN or Inf gives a NaN image.
@@ -83,9 +85,9 @@ def int8_sparse24_conv2d(
     check_weight(where, values, scale, bias, dim=2)
     k = x.shape[1] * kernel_size[0] * kernel_size[1]
     check_activation_quantization(where, k, x_scale, None)
-    sparse24_check(where, values, indices, k, pattern=pattern)
     if x.device != values.device:
         raise ValueError(f"{where}: x must be on {values.device} like values, got {x.device}")
+    sparse24_check(where, values, indices, k, pattern=pattern)
     check_activation(where, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     packed = pack_sparse24(values, indices, k, pattern, name)
@@ -146,6 +148,9 @@ def _run(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, patt
         )
     h, w = output_size(x, kernel_size, stride, padding, dilation, "int8_sparse24_conv2d")
     memory_format = _memory_format(x)
+    if kernel == CUDA:
+        out = torch.empty(b, o, h, w, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        return cuda_conv2d.int8_conv2d(x.detach(), packed, scale, bias, out, kernel_size, stride, padding, dilation, x_scale, activation)
     out = torch.empty(b, o, h, w, dtype=x.dtype, memory_format=memory_format)
     dtype = native.DTYPES[x.dtype]
     for i in range(b):

@@ -53,8 +53,8 @@ def int8_sparse24_linear(
     - ``values``, ``indices``: an int8 weight (N, K) out of ``sparse24_compress``; ``scale``: (N,) float32; ``bias``: (N,) float or None
     - ``x_scale`` None: dynamic, symmetric, one scale per row, ``max|x| / 127``. A float: static, symmetric, one scale per tensor
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
-      "cuda" runs 2:4
+    - ``kernel``: forces one of ``native.kernels("int8_sparse24_linear")``; "cuda" on a GPU; patterns other than 2:4 and 1:4 run the
+      reference
 
     Returns (..., N) in the dtype of ``x``. Equals ``int8_linear(x, sparse24_to_dense(values, indices, K), scale, bias, ...)``: the
     integer sum is exact, the gradient with respect to ``x`` straight-through, a row with NaN or Inf gives NaN.
@@ -68,7 +68,7 @@ def int8_sparse24_linear(
     check_weight(OP, values, scale, bias, dim=2)
     k = x.shape[-1] if isinstance(x, Tensor) and x.dim() else 0
     check_activation_quantization(OP, k, x_scale, None)
-    check_input(OP, x, k, values)
+    check_input(OP, x, k, values.shape, values.device)
     sparse24_check(OP, values, indices, k, pattern=pattern)
     check_activation(OP, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)

@@ -43,7 +43,7 @@ def int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | 
     """
     check_weight(OP, weight, scale, bias, dim=2)
     if kernel is not None or (isinstance(x, Tensor) and x.dtype in native.DTYPES):
-        check_input(OP, x, weight.shape[1], weight)
+        check_input(OP, x, weight.shape[1], weight.shape, weight.device)
     elif not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{OP}: x must be a floating-point tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     elif x.shape[-1:] != weight.shape[1:] or x.device != weight.device:

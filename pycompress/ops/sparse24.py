@@ -149,10 +149,16 @@ def sparse24_check(where: str, values: Tensor, indices: Tensor, k: int, *, patte
     Refused: indices that do not rise strictly inside a group or leave it, set bits behind the last index, and a nonzero value in the
     padding of the last group.
     """
-    p = parse_nm(where, pattern)
-    _check_shapes(where, values, indices, k, p)
+    p = sparse24_check_shapes(where, values, indices, k, pattern)
     if not tracing() and (problem := content_problem(values, indices, k, p)):  # contents are unknown while torch.compile looks
         raise ValueError(f"{where}: {problem}")
+
+
+def sparse24_check_shapes(where: str, values: Tensor, indices: Tensor, k: int, pattern: str) -> Pattern:
+    """The part of ``sparse24_check`` that reads no contents."""
+    p = parse_nm(where, pattern)
+    _check_shapes(where, values, indices, k, p)
+    return p
 
 
 def content_problem(values: Tensor, indices: Tensor, k: int, p: Pattern) -> str | None:

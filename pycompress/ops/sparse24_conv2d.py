@@ -8,6 +8,8 @@ from torch import Tensor
 
 from . import native
 from .activation import ACTIVATE, check_activation
+from .cuda import sparse24_conv2d as cuda_conv2d
+from .cuda.extension import NAME as CUDA
 from .library import define, tracing
 from .sparse24 import sparse24_to_dense, unchecked_to_dense
 from .sparse24_linear import OP, check_float_weight
@@ -59,7 +61,8 @@ def sparse24_conv2d(
     - ``x``: (B, C, H, W) float32, bfloat16 or float16
     - ``values``, ``indices``: ``sparse24_compress(weight.flatten(1))`` of a weight (O, C, kh, kw): the groups of four run over the
       kernel positions of a channel, then over channels
-    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``
+    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``, "cuda" on a GPU (the weight is rounded to the dtype of a
+      bfloat16 or float16 ``x`` there)
 
     Returns (B, O, H', W') in the dtype of ``x``. Equals ``act(F.conv2d(x, weight, bias, stride, padding, dilation))``.
     The image is unfolded piece by piece while it is multiplied. Raises as ``sparse24_linear``.
@@ -73,9 +76,7 @@ def sparse24_conv2d(
     )
     check_image(where, x)
     k = x.shape[1] * kernel_size[0] * kernel_size[1]
-    check_float_weight(where, values, indices, bias, k, pattern)
-    if x.device != values.device:
-        raise ValueError(f"{where}: x must be on {values.device} like values, got {x.device}")
+    check_float_weight(where, values, indices, bias, k, pattern, x.device)
     check_activation(where, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
     packed = pack_sparse24(values, indices, k, pattern, name)
@@ -138,6 +139,8 @@ class _WithGradient(torch.autograd.Function):
                 grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
         k = x.shape[1] * kernel_size[0] * kernel_size[1]
         values, indices = unpack_sparse24(packed, o, k, pattern, torch.float32, kernel)
+        if kernel == CUDA:
+            values = values.to(x.dtype).float()  # the weight that was multiplied with
         weight = unchecked_to_dense(values, indices, k, pattern).view(o, x.shape[1], *kernel_size)
         dx = torch.nn.grad.conv2d_input(x.shape, weight, grad.float(), stride, padding, dilation)
         return (dx.to(x.dtype), *[None] * 10)
@@ -150,6 +153,9 @@ def _run(x, packed, bias, o, kernel_size, stride, padding, dilation, pattern, ac
         values, indices = unpack_sparse24(packed, o, k, pattern, torch.float32, kernel)
         return _convolve(x, unchecked_to_dense(values, indices, k, pattern), bias, kernel_size, stride, padding, dilation, activation)
     h, w = output_size(x, kernel_size, stride, padding, dilation)
+    if kernel == CUDA:
+        out = torch.empty(b, o, h, w, dtype=x.dtype, device=x.device)
+        return cuda_conv2d.conv2d(x.detach(), packed, bias, out, kernel_size, stride, padding, dilation, pattern, activation)
     image = padded(x.detach().float(), padding)
     geometry = (c, *image.shape[2:], *kernel_size, *stride, *dilation, w)
     out = torch.empty(b, o, h, w)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from . import native
 from .activation import ACTIVATE, check_activation
-from .cuda import sparse24 as cuda_sparse24
+from .cuda import sparse24_float as cuda_float
 from .cuda.extension import NAME as CUDA
 from .library import define, tracing
-from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
+from .sparse24 import sparse24_check, sparse24_check_shapes, sparse24_to_dense, unchecked_to_dense
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
 OP = "sparse24_linear"
@@ -46,8 +46,8 @@ def sparse24_linear(
     - ``x``: (..., K) float32, bfloat16 or float16; sums are float32
     - ``values``, ``indices``: a float32 weight (N, K) out of ``sparse24_compress``; ``bias``: (N,) float or None
     - ``activation``: None, ``"relu"``, ``"gelu"`` (exact, erf), ``"silu"``, ``"relu6"`` or ``"hardswish"``
-    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``; patterns other than 2:4 and 1:4 run the reference. On CUDA
-      bfloat16 and float16 run "cuda" for 2:4: the weight is rounded to the dtype of ``x``
+    - ``kernel``: forces one of ``native.kernels("sparse24_linear")``, "cuda" on a GPU; patterns other than 2:4 and 1:4 run the
+      reference. On CUDA the weight is rounded to the dtype of a bfloat16 or float16 ``x``
 
     Returns (..., N) in the dtype of ``x``. Equals ``act(F.linear(x, sparse24_to_dense(values, indices, K), bias))``, with a gradient
     with respect to ``x``. NaN and Inf in x reach all outputs that keep a weight there, and may reach others.
@@ -64,31 +64,31 @@ def sparse24_linear(
     if x.dim() == 0:
         raise ValueError(f"{OP}: x must be (..., K), got shape ()")
     k = x.shape[-1]
-    check_float_weight(OP, values, indices, bias, k, pattern)
-    if x.device != values.device:
-        raise ValueError(f"{OP}: x must be on {values.device} like values, got {x.device}")
+    check_float_weight(OP, values, indices, bias, k, pattern, x.device)
     check_activation(OP, activation)
     name = sparse24_kernel(OP, x, pattern, kernel)
-    if name == CUDA:  # the instructions want one type for both
-        values = values.to(x.dtype)
     packed = pack_sparse24(values, indices, k, pattern, name)
     bias = None if bias is None else bias.float().contiguous()
     return sparse24_linear_packed(x, packed, bias, values.shape[0], k, pattern, activation or "none", name)
 
 
-def check_float_weight(where: str, values: Tensor, indices: Tensor, bias: Tensor | None, k: int, pattern: str) -> None:
-    """Checks of a float32 compressed weight (N, k) and its bias."""
-    sparse24_check(where, values, indices, k, pattern=pattern)
+def check_float_weight(
+    where: str, values: Tensor, indices: Tensor, bias: Tensor | None, k: int, pattern: str, device: torch.device
+) -> None:
+    """Checks of a float32 compressed weight (N, k) and its bias for an input on ``device``; contents come last."""
+    sparse24_check_shapes(where, values, indices, k, pattern)
+    if device != values.device:
+        raise ValueError(f"{where}: x must be on {values.device} like values, got {device}")
     if values.dtype != torch.float32:
         raise TypeError(f"{where}: values must be float32, got {values.dtype}")
-    if bias is None:
-        return
-    if not bias.is_floating_point():
-        raise TypeError(f"{where}: bias must be floating point, got {bias.dtype}")
-    if tuple(bias.shape) != (values.shape[0],):
-        raise ValueError(f"{where}: bias must be ({values.shape[0]},) to match values {tuple(values.shape)}, got {tuple(bias.shape)}")
-    if bias.device != values.device:
-        raise ValueError(f"{where}: bias must be on {values.device} like values, got {bias.device}")
+    if bias is not None:
+        if not bias.is_floating_point():
+            raise TypeError(f"{where}: bias must be floating point, got {bias.dtype}")
+        if tuple(bias.shape) != (values.shape[0],):
+            raise ValueError(f"{where}: bias must be ({values.shape[0]},) to match values {tuple(values.shape)}, got {tuple(bias.shape)}")
+        if bias.device != values.device:
+            raise ValueError(f"{where}: bias must be on {values.device} like values, got {bias.device}")
+    sparse24_check(where, values, indices, k, pattern=pattern)
 
 
 def sparse24_linear_packed(
@@ -122,8 +122,9 @@ class _WithGradient(torch.autograd.Function):
             with torch.enable_grad():
                 before = before.detach().requires_grad_()
                 grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
-        values, indices = unpack_sparse24(packed, n, k, pattern, x.dtype if kernel == CUDA else torch.float32, kernel)
-        values = values.float()
+        values, indices = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
+        if kernel == CUDA:
+            values = values.to(x.dtype).float()  # the weight that was multiplied with
         return ((grad.float() @ unchecked_to_dense(values, indices, k, pattern)).to(x.dtype), *[None] * 7)
 
 
@@ -132,7 +133,7 @@ def _run(x, packed, bias, n, k, pattern, activation, kernel):
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
         return _linear(x, unchecked_to_dense(values, indices, k, pattern), bias, activation)
     if kernel == CUDA:
-        return cuda_sparse24.linear(x, packed, bias, n, activation)
+        return cuda_float.linear(x, packed, bias, n, pattern, activation)
     shape = x.shape
     if x.dim() != 2:
         x = x.reshape(math.prod(shape[:-1]), k)

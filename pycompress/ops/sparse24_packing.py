@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import native
 from .cuda import sparse24 as cuda_sparse24
+from .cuda import sparse24_float as cuda_float
 from .cuda.extension import NAME as CUDA
 from .library import define, tracing
 from .sparse24 import parse_nm
@@ -19,10 +20,10 @@ _PREFIX = {torch.int8: "int8_sparse24", torch.float32: "sparse24"}
 
 
 def sparse24_kernel(op: str, x: Tensor, pattern: str, kernel: str | None) -> str:
-    """The kernel for a tensor and a pattern: the reference for other patterns than ``NATIVE_PATTERNS`` and for other devices than the
-    CPU, but for what ``cuda.sparse24`` runs."""
+    """The kernel for a tensor and a pattern: the reference for other patterns than ``NATIVE_PATTERNS`` and for devices other than the CPU
+    and the GPUs that ``cuda.sparse24`` runs on."""
     if x.device.type == "cuda" and kernel in (None, CUDA):
-        reason = cuda_sparse24.unsupported(op, x.device, x.dtype, pattern)
+        reason = cuda_sparse24.unsupported(x.device, pattern)
         if reason is None or kernel is None:
             return CUDA if reason is None else native.REFERENCE
         raise ValueError(f"{op}: kernel {kernel!r} cannot run {reason}")
@@ -54,7 +55,9 @@ def _pack(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) ->
     if kernel == native.REFERENCE:
         return torch.cat([values.view(torch.uint8).flatten(), indices.flatten()])
     if kernel == CUDA:
-        return cuda_sparse24.to_flat(cuda_sparse24.pack(values, indices, k))
+        if values.dtype == torch.float32:
+            return cuda_float.to_flat(cuda_float.pack(values, indices))
+        return cuda_sparse24.to_flat(cuda_sparse24.pack(values, indices, k, pattern))
     prefix, n = _PREFIX[values.dtype], values.shape[0]
     packed = torch.empty(_bytes(prefix, kernel, n, k, pattern), dtype=torch.uint8)
     pack = getattr(native.module, f"{prefix}_pack")
@@ -68,7 +71,9 @@ def _unpack(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, ke
         end = n * p.kept(k) * dtype.itemsize
         return packed[:end].clone().view(dtype).view(n, p.kept(k)), packed[end:].clone().view(n, p.index_bytes(k))
     if kernel == CUDA:
-        return cuda_sparse24.unpack(cuda_sparse24.from_flat(packed, n, k, dtype), n, k)
+        if dtype == torch.float32:
+            return cuda_float.unpack(cuda_float.from_flat(packed, n, k, pattern), k, pattern)
+        return cuda_sparse24.unpack(cuda_sparse24.from_flat(packed, n, k, dtype), n, k, pattern)
     values = torch.empty(n, p.kept(k), dtype=dtype)
     indices = torch.empty(n, p.index_bytes(k), dtype=torch.uint8)
     getattr(native.module, f"{_PREFIX[dtype]}_unpack")(kernel, packed.data_ptr(), n, k, p.n, values.data_ptr(), indices.data_ptr())
@@ -83,6 +88,8 @@ def _fake_pack(values, indices, k, pattern, kernel):
     if kernel == native.REFERENCE:
         return indices.new_empty(values.numel() * values.element_size() + indices.numel())
     if kernel == CUDA:
+        if values.dtype == torch.float32:
+            return indices.new_empty(cuda_float.packed_bytes(values.shape[0], k, pattern))
         return indices.new_empty(sum(cuda_sparse24.packed_bytes(values.shape[0], k, values.dtype)))
     return indices.new_empty(_bytes(_PREFIX[values.dtype], kernel, values.shape[0], k, pattern))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from pycompress import doctor
 from pycompress.ops import kd_loss
 from pycompress.ops.cuda import extension
 from pycompress.ops.cuda import kd_loss as cuda_kd_loss
@@ -24,6 +27,13 @@ from pycompress.ops.cuda import kd_loss as cuda_kd_loss
 def test_reasons(capability, driver, runtime, text):
     reason = extension.unsupported_reason(capability, driver, runtime)
     assert reason is None if text is None else text in reason
+
+
+def test_the_documents_say_what_has_not_run():
+    """Every op that the doctor lists is on the page that says that nothing on it has run on a GPU."""
+    page = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
+    assert "**No kernel on this page has run on a GPU yet.**" in page and "not yet run on a GPU" in doctor.CUDA_STATE
+    assert [op for op in doctor.CUDA_OPS if f"`{op}`" not in page] == []
 
 
 @pytest.mark.skipif(extension.module is not None, reason="the extension is there")

@@ -33,13 +33,15 @@ def guarded_pack(weight: torch.Tensor) -> Packed:
     return Packed(*(guarded(t) for t in pack(*sparse24_compress(weight), weight.shape[1])))
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "k"), [(1, 4), (3, 5), (16, 64), (65, 130), (128, 256), (200, 36)])
-def test_packing_is_reversible(n, k, dtype):
-    values, indices = sparse24_compress(sparse_weight(n, k, dtype))
-    packed = pack(values, indices, k)
+def test_packing_is_reversible(n, k, dtype, pattern):
+    weight = random(n, k, seed=1, dtype=dtype) * (random(n, k, seed=5, dtype=torch.float32) > 0)  # kept zeros keep their places
+    values, indices = sparse24_compress(weight, sparse24_mask(random(n, k, seed=2, dtype=torch.float32), pattern), pattern=pattern)
+    packed = pack(values, indices, k, pattern)
     assert packed.values.shape[0] % 128 == 0 and packed.values.shape[1] * packed.values.element_size() == 32 * packed.meta.shape[0]
-    back = unpack(packed, n, k)
+    back = unpack(packed, n, k, pattern)
     assert torch.equal(back[0], values) and torch.equal(back[1], indices)
 
 

@@ -295,7 +295,13 @@ size_t __cvta_generic_to_shared(T* p) {
 
 // ---- runtime
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributeNonPortableClusterSizeAllowed = 13 };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 enum cudaDeviceAttr {
@@ -330,6 +336,9 @@ struct Function {
 inline std::map<const void*, Function> functions;
 inline std::string launch_error;  // text of the last failed launch
 inline cudaError_t last_error = cudaSuccess;
+inline constexpr int kDevices = 2;
+inline int device = 0;                 // the current one
+inline std::vector<int> launched_on;  // devices that were current at launches, for tests
 inline constexpr size_t kOptin = __CUDA_ARCH__ >= 900 ? 232448 : 166912;
 
 inline cudaError_t refuse(cudaError_t error, const std::string& text) {
@@ -369,6 +378,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (cluster.count() == 0 || cluster.count() > (function.large_clusters ? 16u : 8u) || (cluster.count() > 1 && __CUDA_ARCH__ < 900) ||
       grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
     return refuse(cudaErrorInvalidConfiguration, "cluster");
+  emulation::launched_on.push_back(emulation::device);
   const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   emulation::run(grid, block, cluster, config->dynamicSmemBytes, [&] { std::apply(kernel, values); });
   return cudaSuccess;
@@ -382,8 +392,18 @@ inline cudaError_t cudaGetLastError() {
 inline cudaError_t cudaPeekAtLastError() { return emulation::last_error; }
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : emulation::launch_error.c_str(); }
 inline const char* cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaError"; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulation::device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= emulation::kDevices) return emulation::refuse(cudaErrorInvalidDevice, "invalid device ordinal");
+  return emulation::device = device, cudaSuccess;
+}
+// For tests: the device of launch `i` since the last time that the end was reached, which is -1 and forgets them; -2: the current device.
+extern "C" __attribute__((visibility("default"), used)) inline int emulation_launch_device(int i) {
+  if (i == -2) return emulation::device;
+  if (i < static_cast<int>(emulation::launched_on.size())) return emulation::launched_on[static_cast<size_t>(i)];
+  emulation::launched_on.clear();
+  return -1;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount            ? 4
            : attribute == cudaDevAttrComputeCapabilityMajor       ? __CUDA_ARCH__ / 100

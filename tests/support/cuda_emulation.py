@@ -66,7 +66,9 @@ def _build(sources: tuple[str, ...], arch: int, flags: tuple[str, ...]) -> Path:
         f"-D__CUDA_ARCH__={arch * 10}", "-DPYCOMPRESS_CUDA_EMULATION=1", f"-I{HEADERS}", f"-I{ROOT / 'csrc'}", *flags,
     ]  # fmt: skip
     digest = hashlib.sha256(" ".join(command).encode())
-    for path in sorted([*HEADERS.glob("*.h"), *(ROOT / "csrc").rglob("*.*h"), *(ROOT / s for s in sources)]):
+    for path in sorted(
+        [*HEADERS.glob("*.h"), *(ROOT / "tests/cuda").glob("*.h"), *(ROOT / "csrc").rglob("*.*h"), *(ROOT / s for s in sources)]
+    ):
         digest.update(str(path).encode() + path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"pycompress-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -9,7 +9,8 @@ from support.cuda_emulation import ALIGNED, extension
 
 SOURCES = (
     "csrc/sparse24_gemm/sparse24_i8_cuda.cu", "csrc/sparse24_gemm/sparse24_bf16_cuda.cu", "csrc/sparse24_gemm/sparse24_f16_cuda.cu",
-    "csrc/int8_matmul/int8_quantize_cuda.cu", "csrc/bindings/bind_sparse24_cuda.cpp", "tests/cuda/sparse24_module.cpp",
+    "csrc/sparse24_gemm/float_few_cuda.cu", "csrc/sparse24_gemm/float_dense_cuda.cu", "csrc/int8_matmul/int8_quantize_cuda.cu",
+    "csrc/bindings/bind_sparse24_cuda.cpp", "tests/cuda/sparse24_module.cpp",
 )  # fmt: skip
 
 

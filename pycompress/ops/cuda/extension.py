@@ -92,3 +92,14 @@ def multiprocessors(device: torch.device) -> int:
 def stream(device: torch.device) -> int:
     """The address of the stream that torch uses now on this device."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on torch's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def wait(device: torch.device) -> None:
+    """Until the work on torch's current stream is done: for what is made once and then used by every stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -1,7 +1,8 @@
 """2:4 linear layers on CUDA: the canonical form in the order of the tensor cores' instructions, plans, and the call.
 
 The kernel (csrc/sparse24_gemm/sparse24_gemm.cuh) multiplies with ``mma.sp``, whose sparse operand is the weight: int8 or 16-bit floats,
-sums in int32 or float32. Packing is a few torch operations on the weight's device, once per weight.
+sums in int32 or float32. Packing is a few torch operations on the weight's device, once per weight. A 1:4 weight is a 2:4 one with a
+zero beside each value. float32 has kernels of its own (``sparse24_float``).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
-from ..sparse24 import Pattern
+from ..sparse24 import Pattern, pack_indices, unpack_indices
 from . import extension
+from .rows import quantized
 
 ELEMENTS = {torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Types of the kept values by their number in csrc/sparse24_gemm/sparse24_cuda.h."""
@@ -37,11 +39,13 @@ class Packed(NamedTuple):
     meta: Tensor
 
 
-def pack(values: Tensor, indices: Tensor, k: int) -> Packed:
-    """The canonical 2:4 form (``sparse24_compress``) as the kernel reads it. ``values``: (N, kept) bfloat16, float16 or int8.
+def pack(values: Tensor, indices: Tensor, k: int, pattern: str = "2:4") -> Packed:
+    """The canonical 2:4 or 1:4 form (``sparse24_compress``) as the kernel reads it. ``values``: (N, kept) bfloat16, float16 or int8.
 
     Any N and K. Groups of K are in the order of the canonical form; metadata words hold them as PTX's "Sparse matrix storage" says.
     """
+    if pattern == "1:4":
+        values, indices = _with_partners(values, indices)
     n, small = values.shape[0], values.dtype == torch.int8
     groups = 16 if small else 8  # of a step
     steps = -(-k // (4 * groups))
@@ -57,10 +61,26 @@ def pack(values: Tensor, indices: Tensor, k: int) -> Packed:
         pairs = words.view(-1, 8, 2, 2, 2, steps, 2).permute(5, 0, 2, 1, 3, 6, 4)
         ordered = pairs[..., 0] | pairs[..., 1] << 16
     ordered = torch.where(ordered >= 1 << 31, ordered - (1 << 32), ordered)
-    return Packed(padded.contiguous(), ordered.reshape(steps, -1, 128 if small else 64).to(torch.int32).contiguous())
+    return Packed(padded.contiguous(), ordered.reshape(steps, padded.shape[0] // GROUP, 128 if small else 64).to(torch.int32).contiguous())
 
 
-def unpack(packed: Packed, n: int, k: int) -> tuple[Tensor, Tensor]:
+def _with_partners(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """1:4 as 2:4. Place p becomes (p, p + 1), the last one (0, 3): so the pair tells which of its values is the kept one."""
+    groups = values.shape[1]
+    place = unpack_indices(indices, groups, 2)
+    last, zero = place == 3, torch.zeros((), dtype=values.dtype, device=values.device)
+    pairs = torch.stack([torch.where(last, zero, values), torch.where(last, values, zero)], 2).flatten(1)
+    return pairs, pack_indices(torch.stack([torch.where(last, 0, place), torch.where(last, 3, place + 1)], 2).flatten(1), 2)
+
+
+def _without_partners(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of ``_with_partners``."""
+    pairs, places = values.view(values.shape[0], -1, 2), unpack_indices(indices, values.shape[1], 2).view(values.shape[0], -1, 2)
+    last = places[..., 1] - places[..., 0] == 3
+    return torch.where(last, pairs[..., 1], pairs[..., 0]), pack_indices(torch.where(last, 3, places[..., 0]), 2)
+
+
+def unpack(packed: Packed, n: int, k: int, pattern: str = "2:4") -> tuple[Tensor, Tensor]:
     """``(values, indices)`` in canonical form: the inverse of ``pack``."""
     small = packed.values.dtype == torch.int8
     steps, groups = packed.meta.shape[0], packed.meta.shape[1]
@@ -76,7 +96,8 @@ def unpack(packed: Packed, n: int, k: int) -> tuple[Tensor, Tensor]:
     places = places.flatten(1)[:n, : -(-k // 4)]
     places = F.pad(places, (0, places.shape[1] % 2))
     indices = (places[:, 0::2] | places[:, 1::2] << 4).to(torch.uint8)
-    return packed.values[:n, : p.kept(k)].contiguous(), indices.contiguous()
+    values, indices = packed.values[:n, : p.kept(k)].contiguous(), indices.contiguous()
+    return (values, indices) if pattern == "2:4" else _without_partners(values, indices)
 
 
 def packed_bytes(n: int, k: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -94,21 +115,20 @@ def from_flat(flat: Tensor, n: int, k: int, dtype: torch.dtype) -> Packed:
     """Views of ``to_flat``'s result."""
     end, _ = packed_bytes(n, k, dtype)
     rows, steps = -(-n // ROWS) * ROWS, -(-k * dtype.itemsize // STEP_BYTES)
-    return Packed(flat[:end].view(dtype).view(rows, -1), flat[end:].view(torch.int32).view(steps, rows // GROUP, -1))
+    width = steps * STEP_BYTES // 2 // dtype.itemsize
+    words = 128 if dtype == torch.int8 else 64  # of 64 channels
+    return Packed(flat[:end].view(dtype).view(rows, width), flat[end:].view(torch.int32).view(steps, rows // GROUP, words))
 
 
-def unsupported(op: str, device: torch.device, dtype: torch.dtype, pattern: str) -> str | None:
-    """Why no CUDA kernel runs ``op`` there, or None. ``dtype``: of the input, or of a layer's values."""
+PATTERNS = ("2:4", "1:4")
+
+
+def unsupported(device: torch.device, pattern: str) -> str | None:
+    """Why no CUDA kernel runs a 2:4 layer there, or None."""
     reason = extension.unsupported(device.index or 0)
     if reason is not None:
         return f"on {device}: {reason}"
-    if op not in ("sparse24_linear", "int8_sparse24_linear"):
-        return f"{op} on {device}"
-    if pattern != "2:4":
-        return f"pattern {pattern} on {device}, only 2:4"
-    if op == "sparse24_linear" and dtype not in ELEMENTS:
-        return f"{dtype} on {device}, only bfloat16 and float16"
-    return None
+    return None if pattern in PATTERNS else f"pattern {pattern} on {device}, only {' and '.join(PATTERNS)}"
 
 
 def choose(m: int, n: int, multiprocessors: int) -> str:
@@ -130,20 +150,6 @@ def rows_of_bytes(x: Tensor) -> Tensor:
     return F.pad(x, (0, -x.shape[1] % (16 // size))) if x.shape[1] * size % 16 else x.clone(memory_format=torch.contiguous_format)
 
 
-def quantized(module: Any, stream: int, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
-    """``x`` (M, K) as int8 with rows padded by zeros, and the scale of each row: the arithmetic of ``int8_linear``, symmetric."""
-    m, k = x.shape
-    x = x if x.stride(1) == 1 or k == 1 else x.contiguous()
-    q = torch.empty(m, -(-k // 16) * 16, dtype=torch.int8, device=x.device)
-    scale = torch.empty(m, dtype=torch.float32, device=x.device)
-    zero = torch.empty(m, dtype=torch.int32, device=x.device)
-    module.quantize_rows(
-        m, k, x.data_ptr(), x.stride(0), native.DTYPES[x.dtype], x_scale is None, False, x_scale or 0.0, 0, -127, q.data_ptr(), q.stride(0),
-        scale.data_ptr(), zero.data_ptr(), x.device.index or 0, stream,
-    )  # fmt: skip
-    return q, scale
-
-
 def linear(
     x: Tensor, flat: Tensor, bias: Tensor | None, n: int, activation: str, *, scale: Tensor | None = None, x_scale: float | None = None
 ) -> Tensor:
@@ -152,15 +158,16 @@ def linear(
     module, stream = extension.module, extension.stream(x.device)
     rows = x.reshape(-1, x.shape[-1])
     packed = from_flat(flat, n, rows.shape[1], x.dtype if scale is None else torch.int8)
+    out = torch.empty(rows.shape[0], n, dtype=x.dtype, device=x.device)
     row_scale = None
     if scale is None:
         operand = rows_of_bytes(rows)
     else:
         operand, row_scale = quantized(module, stream, rows, x_scale)
     config = choose(rows.shape[0], n, extension.multiprocessors(x.device))
-    out = launch(
+    launch(
         module, stream, operand, packed, n, bias=bias, activation=activation, config=config, out_dtype=x.dtype, row_scale=row_scale,
-        col_scale=scale,
+        col_scale=scale, out=out,
     )  # fmt: skip
     return out.view(*x.shape[:-1], n)
 
@@ -178,14 +185,16 @@ def launch(
     out_dtype: torch.dtype,
     row_scale: Tensor | None = None,
     col_scale: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``act(x @ weight.T * row_scale * col_scale + bias)``, (M, n), on ``stream``.
 
     - ``x``: (M, K) of the values' dtype, with rows as ``rows_of_bytes`` makes them; int8 has scales, float32, (M) and (n)
-    - ``bias``: (n) float32; ``out_dtype``: that of ``x`` for floats
+    - ``bias``: (n) float32; ``out_dtype``: that of ``x`` for floats; ``out``: where to write, contiguous
     """
-    out = torch.empty(x.shape[0], n, dtype=out_dtype, device=x.device)
-    if x.shape[0] == 0:
+    if out is None:
+        out = torch.empty(x.shape[0], n, dtype=out_dtype, device=x.device)
+    if x.shape[0] == 0 or n == 0:
         return out
     size = x.element_size()
     module.sparse24_gemm(

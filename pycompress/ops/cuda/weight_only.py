@@ -57,9 +57,9 @@ def pad_int8(weight: Tensor) -> Tensor:
 
 
 def int4_sizes(n: int, k: int, group_size: int) -> tuple[int, int, int]:
-    """Blocks of 128 along k, groups in them, and N padded to 8 (``Weight.ldn``)."""
+    """Blocks of 128 along k, groups in them, and N padded to 16 (``Weight.ldn``)."""
     blocks = -(-k // BLOCK_K)
-    return blocks, blocks * BLOCK_K // group_size, -(-n // 8) * 8
+    return blocks, blocks * BLOCK_K // group_size, -(-n // 16) * 16
 
 
 def packed_bytes_int4(n: int, k: int, group_size: int, asymmetric: bool) -> int:
@@ -105,7 +105,7 @@ def linear_int4(
     x: Tensor, packed: Tensor, bias: Tensor | None, n: int, group_size: int, asymmetric: bool, activation: str, config: str | None = None
 ) -> Tensor:
     """``int4_linear`` with float activations on torch's current stream; ``packed`` from ``pack_int4``."""
-    return _linear(x, n, _int4(packed, n, x.shape[-1], group_size, asymmetric), bias, activation, config, True)
+    return _linear(x, n, int4_weight(packed, n, x.shape[-1], group_size, asymmetric), bias, activation, config, True)
 
 
 LIBRARY = "library"
@@ -141,7 +141,7 @@ def _aligned_rows(rows: Tensor) -> Tensor:
 
 def dequantize_int4(packed: Tensor, n: int, k: int, group_size: int, asymmetric: bool, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight (N, K) that ``pack_int4``'s result stands for."""
-    return _dequantize(_int4(packed, n, k, group_size, asymmetric), n, k, dtype, packed.device)
+    return _dequantize(int4_weight(packed, n, k, group_size, asymmetric), n, k, dtype, packed.device)
 
 
 def _dequantize(weight: Weight, n: int, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -153,7 +153,8 @@ def _dequantize(weight: Weight, n: int, k: int, dtype: torch.dtype, device: torc
     return out[:, :k]
 
 
-def _int4(packed: Tensor, n: int, k: int, group_size: int, asymmetric: bool) -> Weight:
+def int4_weight(packed: Tensor, n: int, k: int, group_size: int, asymmetric: bool) -> Weight:
+    """Where the parts of ``pack_int4``'s result lie."""
     blocks, groups, ldn = int4_sizes(n, k, group_size)
     scale = packed.data_ptr() + n * blocks * 64
     return Weight(packed.data_ptr(), blocks * 64, scale, scale + groups * ldn * 4 if asymmetric else 0, ldn, group_size)
