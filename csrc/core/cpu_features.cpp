@@ -52,6 +52,22 @@ uint64_t xcr0() {
 #endif
 }
 
+int detect_l1() {
+  char vendor[12];
+  const Regs l0 = cpuid(0, 0);
+  std::memcpy(vendor, &l0.b, 4), std::memcpy(vendor + 4, &l0.d, 4), std::memcpy(vendor + 8, &l0.c, 4);
+  const bool amd = std::memcmp(vendor, "AuthenticAMD", 12) == 0;
+  const uint32_t leaf = amd ? 0x8000001d : 4;
+  if (cpuid(leaf & 0x80000000, 0).a < leaf) return 0;
+  for (uint32_t i = 0; i < 8; ++i) {
+    const Regs r = cpuid(leaf, i);
+    if ((r.a & 31) == 0) break;                  // no further cache
+    if ((r.a & 31) == 1 && (r.a >> 5 & 7) == 1)  // data, level 1
+      return static_cast<int>(((r.b >> 22) + 1) * ((r.b >> 12 & 0x3ff) + 1) * ((r.b & 0xfff) + 1) * (r.c + 1));
+  }
+  return 0;
+}
+
 Features detect() {
   Features f;
   const Regs l0 = cpuid(0, 0);
@@ -77,6 +93,8 @@ Features detect() {
 
 #elif PC_ARM64
 
+int detect_l1() { return 0; }
+
 Features detect() {
   Features f;
   f.has[int(Isa::neon)] = true;  // part of the aarch64 baseline
@@ -91,6 +109,8 @@ Features detect() {
 }
 
 #else
+
+int detect_l1() { return 0; }
 
 Features detect() { return {}; }
 
@@ -129,6 +149,11 @@ bool isa_implies(Isa level, Isa isa) {
     default:
       return false;
   }
+}
+
+int l1_data_bytes() {
+  static const int bytes = detect_l1();
+  return bytes > 0 ? bytes : 32 * 1024;
 }
 
 const char* cpu_vendor() { return features().vendor; }

@@ -18,4 +18,7 @@ bool isa_implies(Isa level, Isa isa);
 // "AuthenticAMD", "GenuineIntel", "" where unknown.
 const char* cpu_vendor();
 
+// Bytes of a core's first data cache; 32 KB where the CPU does not say.
+int l1_data_bytes();
+
 }  // namespace pycompress

@@ -88,8 +88,8 @@ struct Operand {
       : data(static_cast<uint8_t*>(memory)), scales(reinterpret_cast<float*>(data + tiles * kr.mr * s.row_bytes)) {}
 };
 
-// Row m of x into its place in tile t.
-void load_row(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t t, int64_t r, const Operand& a) {
+// Row m of x into place r of tile t of `rows` rows.
+void load_row(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t t, int64_t r, int64_t rows, const Operand& a) {
   const float* x;
   if (p.image.image) {
     static thread_local Scratch scratch;
@@ -111,12 +111,12 @@ void load_row(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, 
   const float inverse = finite && scale > 0.0f ? 1.0f / scale : 0.0f;
   if (!finite) scale = NAN;
   a.scales[t * kr.mr + r] = scale;
-  s.path.quantize_row(x, p.k, s.padded, inverse, a.data + t * kr.mr * s.row_bytes + r * s.path.window_bytes, kr.mr * s.path.window_bytes);
+  s.path.quantize_row(x, p.k, s.padded, inverse, a.data + t * kr.mr * s.row_bytes + r * s.path.window_bytes, rows * s.path.window_bytes);
 }
 
 void load_rows(const Kernel& kr, const LinearArgs& p, const Shape& s, const Tiles& tiles, int64_t m0, int64_t begin, int64_t end,
                const Operand& a) {
-  for (int64_t i = begin; i < end; ++i) load_row(kr, p, s, m0 + i, i / tiles.height, i % tiles.height, a);
+  for (int64_t i = begin; i < end; ++i) load_row(kr, p, s, m0 + i, i / tiles.height, i % tiles.height, tiles.size(i / tiles.height), a);
 }
 
 void store(const Kernel& kr, const LinearArgs& p, const Shape& s, const int32_t* acc, int rows, int64_t m, int64_t panel,
@@ -167,7 +167,7 @@ void compute(const Kernel& kr, const LinearArgs& p, const Shape& s, const Tiles&
   const int64_t wide_bytes = round_up(step * s.path.wide_bytes, 64), acc_size = kr.mr * kr.nr;
   char* wide = scratch.get<char>(static_cast<size_t>(kGroup * (wide_bytes + tiles.count * acc_size * 4)));
   int32_t* acc = reinterpret_cast<int32_t*>(wide + kGroup * wide_bytes);
-  const int64_t a_block = block_depth(s.kept) / s.path.window * kr.mr * s.path.window_bytes;
+  const int64_t a_block = block_depth(s.kept) / s.path.window * s.path.window_bytes;  // of one row
   for (int64_t j = begin; j < end; j += kGroup) {
     const int64_t group = std::min(kGroup, end - j);
     for (int64_t b = 0; b < s.blocks; b += step) {
@@ -177,7 +177,7 @@ void compute(const Kernel& kr, const LinearArgs& p, const Shape& s, const Tiles&
       for (int64_t t = 0; t < tiles.count; ++t)
         for (int64_t g = 0; g < group; ++g) {
           int32_t* sums = acc + (t * kGroup + g) * acc_size;
-          s.path.tile_wide(a.data + t * tile_bytes + b * a_block, tiles.size(t), wide + g * wide_bytes, count, sums, b > 0);
+          s.path.tile_wide(a.data + t * tile_bytes + b * a_block * tiles.size(t), tiles.size(t), wide + g * wide_bytes, count, sums, b > 0);
           if (b + count == s.blocks) store(kr, p, s, sums, tiles.size(t), m0 + tiles.first(t), j + g, a.scales + t * kr.mr);
         }
     }

@@ -45,7 +45,7 @@ struct Path {
   // One row into operand format; window w goes to dst + w * stride. Padded from k to kp (whole blocks and windows) with anything.
   void (*quantize_row)(const float* x, int64_t k, int64_t kp, float inverse, uint8_t* dst, int64_t stride);
 
-  // acc[r][c] = sums of `rows` rows and one panel. Windows are interleaved: window w of row r lies at a + (w * mr + r) * window_bytes;
+  // acc[r][c] = sums of `rows` rows and one panel. Windows are interleaved: window w of row r lies at a + (w * rows + r) * window_bytes;
   // acc has stride nr.
   void (*tile)(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc);
 

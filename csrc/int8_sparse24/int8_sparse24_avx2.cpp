@@ -142,12 +142,12 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r] = _mm256_setzero_si256();
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += 4 * kMr * 16) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += 4 * R * 16) {
     const __m256i indices = load(panel + 16 * kNr);
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s) {
       const Step<Kept> step(indices, 2 * s, load(panel + 32 * s));
-      products<Kept, R>(c, a + s * kMr * 16, step, ones);
+      products<Kept, R>(c, a + s * R * 16, step, ones);
     }
   }
 #pragma GCC unroll 8
@@ -170,7 +170,7 @@ void wide_rows(const uint8_t* a, const uint8_t* wide, int64_t steps, int32_t* ac
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r] = add ? load(acc + r * kNr) : _mm256_setzero_si256();
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < steps; ++i, wide += kStepBytes<Kept>, a += kMr * 16) products<Kept, R>(c, a, Step<Kept>(wide), ones);
+  for (int64_t i = 0; i < steps; ++i, wide += kStepBytes<Kept>, a += R * 16) products<Kept, R>(c, a, Step<Kept>(wide), ones);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kNr), c[r]);
 }

@@ -11,7 +11,7 @@ constexpr int kMr = 4;
 
 template <int Kept, int kStep, int R>
 PC_INLINE void two_steps(int32x4_t (&c)[R][4], const uint8_t* a, const uint8_t* panel, const uint8x16_t (&indices)[2]) {
-  const uint8_t *window0 = a + window_offset<Kept, kStep>(kMr), *window1 = a + window_offset<Kept, kStep + 1>(kMr);
+  const uint8_t *window0 = a + window_offset<Kept, kStep>(R), *window1 = a + window_offset<Kept, kStep + 1>(R);
   const int8_t* values = reinterpret_cast<const int8_t*>(panel) + kStep * 4 * kNr;
 #pragma GCC unroll 2
   for (int o = 0; o < 2; ++o) {
@@ -37,7 +37,7 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
   int32x4_t c[R][4];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = c[r][2] = c[r][3] = vdupq_n_s32(0);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
     const uint8x16_t indices[2] = {vld1q_u8(panel + 16 * kNr), vld1q_u8(panel + 16 * kNr + 16)};
     two_steps<Kept, 0>(c, a, panel, indices);
     two_steps<Kept, 2>(c, a, panel, indices);

@@ -14,7 +14,7 @@ PC_TARGET_BEGIN(PC_NEON_DOTPROD)
 
 template <int Kept, int kStep, int R, int C>
 PC_INLINE void step(int32x4_t (&c)[R][2][C], const uint8_t* a, const uint8_t* panel, const uint8x16_t (&indices)[2]) {
-  const uint8_t* window = a + window_offset<Kept, kStep>(kMr);
+  const uint8_t* window = a + window_offset<Kept, kStep>(R);
   const int8_t* values = reinterpret_cast<const int8_t*>(panel) + kStep * 4 * kNr;
   const uint8x16_t from[2] = {control<Kept, kStep>(indices[0]), control<Kept, kStep>(indices[1])};
   const int8x16_t w[2] = {vld1q_s8(values), vld1q_s8(values + 16)};
@@ -35,7 +35,7 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][0][i] = c[r][1][i] = vdupq_n_s32(0);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
     const uint8x16_t indices[2] = {vld1q_u8(panel + 16 * kNr), vld1q_u8(panel + 16 * kNr + 16)};
     step<Kept, 0>(c, a, panel, indices);
     step<Kept, 1>(c, a, panel, indices);

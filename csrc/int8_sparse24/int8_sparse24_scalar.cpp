@@ -35,7 +35,7 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t*
 template <int Kept>
 void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
   for (int i = 0; i < rows * kNr; ++i) acc[i] = 0;
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * rows) {
     const int8_t* values = reinterpret_cast<const int8_t*>(panel);
     const uint8_t* indices = panel + 16 * kNr;
     for (int step = 0; step < 4; ++step)
@@ -43,7 +43,7 @@ void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int3
         for (int i = 0; i < 4; ++i) {
           const int k = (step * 4 + i) / Kept * 4 + (indices[c * 4 + i] >> (2 * step) & 3);  // inside the block
           const int value = values[(step * kNr + c) * 4 + i];
-          for (int r = 0; r < rows; ++r) acc[r * kNr + c] += value * static_cast<int8_t>(a[(k / 16 * kMr + r) * 16 + k % 16]);
+          for (int r = 0; r < rows; ++r) acc[r * kNr + c] += value * static_cast<int8_t>(a[(k / 16 * rows + r) * 16 + k % 16]);
         }
   }
 }

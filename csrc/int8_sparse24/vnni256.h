@@ -54,7 +54,7 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t*
 // Step kStep of a panel: 4 values of 8 outputs. Two steps of 2:4 share a window of 16 k, one of 1:4 has its own.
 template <int Kept, int kStep, int R, int C>
 PC_INLINE void step(__m256i (&c)[R][C], const uint8_t* a, const uint8_t* panel, __m256i indices) {
-  const uint8_t* window = a + (Kept == 1 ? kStep : kStep / 2) * (kMr * 16);
+  const uint8_t* window = a + (Kept == 1 ? kStep : kStep / 2) * (R * 16);
   const __m256i base = _mm256_set1_epi32(Kept == 1 ? 0x0c080400 : 0x04040000 + kStep % 2 * 0x08080808);
   const __m256i control = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(indices, 2 * kStep), _mm256_set1_epi8(3)), base);
   const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * kStep));
@@ -76,7 +76,7 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm256_setzero_si256();
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * kMr) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
     const uint8_t* words = panel + 16 * kNr;
     step<Kept, 0>(c, a, panel, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
     step<Kept, 1>(c, a, panel, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));

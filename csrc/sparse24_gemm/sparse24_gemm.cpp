@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/cpu_features.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
@@ -31,10 +32,17 @@ const KernelList<Kernel>& kernels() {
 
 namespace {
 
-// Outputs whose sums for one column tile stay near while all of K passes: 128 * 64 floats are 32 KB.
+// Outputs whose sums for one column tile stay near while all of K passes: 128 * 128 floats are 64 KB of L2.
 constexpr int64_t kOutputBlock = 128;
-// Floats of the transposed block that stay in L1 while the outputs pass: 16 KB.
-constexpr int64_t kDepthFloats = 4096;
+
+// Caches of 48 KB (Zen 5, Ice Lake and later) hold a tile of 128 rows of x as deep as those of 32 KB hold one of 64. The wider tile
+// shares a broadcast weight among twice as many FMAs.
+bool large_l1() {
+  static const bool large = l1_data_bytes() >= 48 * 1024;
+  return large;
+}
+// Floats of x that stay in L1 while the outputs pass: 32 or 16 KB.
+int64_t depth_floats() { return large_l1() ? 8192 : 4096; }
 
 struct Shape {
   int kept;  // as packed: 2 also for 1:4 where the kernel has no path for that
@@ -85,13 +93,15 @@ void store_tile(const Kernel& kr, const LinearArgs& p, const float* acc, int row
 
 // Rows [m0, m1) by tiles of equal height.
 void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0, int64_t m1) {
-  const int64_t tiles = ceil_div(m1 - m0, kr.mr), height = ceil_div(m1 - m0, tiles), tile_floats = s.padded * kr.mr;
+  const int64_t tiles = ceil_div(m1 - m0, kr.mr), height = ceil_div(m1 - m0, tiles), tile_floats = s.padded * height;
+  const auto size = [&](int64_t t) { return static_cast<int>(std::min(height, m1 - m0 - t * height)); };
   static thread_local Scratch scratch;
   float* a = scratch.get<float>(static_cast<size_t>(tiles * tile_floats));
   for (int64_t m = m0; m < m1; ++m) {
-    float* dst = a + (m - m0) / height * tile_floats + (m - m0) % height * s.depth;
+    const int64_t t = (m - m0) / height;
+    float* dst = a + t * tile_floats + (m - m0) % height * s.depth;
     const Source x(kr, p, m, 1);
-    for (int64_t k = 0; k < p.k; k += s.depth, dst += kr.mr * s.depth) {
+    for (int64_t k = 0; k < p.k; k += s.depth, dst += size(t) * s.depth) {
       const int64_t count = std::min(s.depth, p.k - k);
       std::memcpy(dst, x.data + k, static_cast<size_t>(count) * 4);
       std::memset(dst + count, 0, static_cast<size_t>(s.depth - count) * 4);
@@ -100,11 +110,9 @@ void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0,
   const auto panels = [&](int64_t begin, int64_t end) {
     alignas(64) float acc[kMaxMr * kMaxNr];
     for (int64_t panel = begin; panel < end; ++panel)
-      for (int64_t m = m0; m < m1; m += height) {
-        const int count = static_cast<int>(std::min(height, m1 - m));
-        s.path.rows(a + (m - m0) / height * tile_floats, count, static_cast<const uint8_t*>(p.packed) + panel * s.panel_bytes, s.blocks,
-                    acc);
-        store_tile(kr, p, acc, count, m, panel);
+      for (int64_t t = 0; t < tiles; ++t) {
+        s.path.rows(a + t * tile_floats, size(t), static_cast<const uint8_t*>(p.packed) + panel * s.panel_bytes, s.blocks, acc);
+        store_tile(kr, p, acc, size(t), m0 + t * height, panel);
       }
   };
   if ((m1 - m0) * p.n * p.k < 128 * 1024) {  // about 5 us of work: not worth waking another thread
@@ -116,14 +124,21 @@ void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0,
 
 // ---- columns -------------------------------------------------------------------------------------------------------------------
 
-// Columns that a tile is padded to; few leftover rows cost a narrow tile, not a wide one.
-int tile_cols(int64_t rows) { return rows > 32 ? 64 : rows > 16 ? 32 : 16; }
+// Rows of x cut into tiles of equal width, padded to a multiple of 16: 144 rows are 80 + 64, not 128 + 16.
+struct Columns {
+  int64_t rows, width, tiles;
+  Columns(const Kernel& kr, int64_t rows_) : rows(rows_) {
+    const int64_t widest = large_l1() ? kr.mc : std::min(kr.mc, 64);
+    width = round_up(ceil_div(rows, ceil_div(rows, widest)), 16);
+    tiles = ceil_div(rows, width);
+  }
+  int size(int64_t t) const { return static_cast<int>(std::min(width, rows - t * width)); }
+  int cols(int64_t t) const { return static_cast<int>(round_up(size(t), 16)); }
+};
 
-void transpose_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t m1, float* xt) {
-  const int64_t rows = std::min<int64_t>(kMaxCols, m1 - m);
-  const int cols = tile_cols(rows);
+void transpose_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int rows, int cols, float* xt) {
   const Source x(kr, p, m, rows);
-  kr.transpose(x.data, x.stride, static_cast<int>(rows), p.k, xt, cols, cols);
+  kr.transpose(x.data, x.stride, rows, p.k, xt, cols, cols);
   std::memset(xt + p.k * cols, 0, static_cast<size_t>((s.padded - p.k) * cols) * 4);
 }
 
@@ -137,14 +152,13 @@ void prefetch(const void* p, int64_t bytes) {
 
 // Sums c[o][m] of outputs [j0, j1) for one tile; the block of xt that is being read stays in L1.
 void sum_columns(const Kernel& kr, const Shape& s, const uint8_t* packed, const float* xt, int cols, int64_t j0, int64_t j1, float* c) {
-  const int64_t step = std::max<int64_t>(1, kDepthFloats / (s.depth * cols));
+  const int64_t step = std::max<int64_t>(1, depth_floats() / (s.depth * cols));
   for (int64_t b = 0; b < s.blocks; b += step) {
     const int64_t count = std::min(step, s.blocks - b);
     for (int64_t j = j0; j < j1; j += kr.nr) {
       const uint8_t* panel = packed + j / kr.nr * s.panel_bytes + b * block_bytes(kr.nr);
       if (j + kr.nr < j1) {  // short pieces far apart: the hardware would find each of them late
         prefetch(panel + s.panel_bytes, count * block_bytes(kr.nr));
-        prefetch(c + (j - j0 + kr.nr) * cols, kr.nr * cols * 4);
       }
       s.path.columns(xt + b * s.depth * cols, cols, panel, count, static_cast<int>(std::min<int64_t>(kr.nr, j1 - j)), c + (j - j0) * cols,
                      b > 0);
@@ -153,50 +167,48 @@ void sum_columns(const Kernel& kr, const Shape& s, const uint8_t* packed, const 
   if (s.blocks == 0) std::memset(c, 0, static_cast<size_t>((j1 - j0) * cols) * 4);
 }
 
-// Outputs [j0, j1) of rows m... (up to a tile, up to m1).
-void columns_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int64_t m1, const float* xt, int64_t j0, int64_t j1) {
-  constexpr int kStrip = 64;  // outputs that are turned back at a time
-  const int rows = static_cast<int>(std::min<int64_t>(kMaxCols, m1 - m)), cols = tile_cols(rows);
+// Outputs [j0, j1) of the tile of rows m...
+void columns_tile(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m, int rows, int cols, const float* xt, int64_t j0,
+                  int64_t j1) {
   static thread_local Scratch scratch;
-  float* c = scratch.get<float>(static_cast<size_t>(std::min(kOutputBlock, j1 - j0) * cols));
+  float* c = scratch.get<float>(static_cast<size_t>((p.out_dtype == DType::f32 ? 1 : 2) * kOutputBlock * cols));
   for (int64_t j = j0; j < j1; j += kOutputBlock) {
     const int64_t end = std::min(j1, j + kOutputBlock);
     sum_columns(kr, s, static_cast<const uint8_t*>(p.packed), xt, cols, j, end, c);
-    kr.finish(c, cols, end - j, p.bias ? p.bias + j : nullptr, p.activation);
-    for (int64_t o = j; o < end; o += kStrip) {
-      const int count = static_cast<int>(std::min<int64_t>(kStrip, end - o));
-      const float* strip = c + (o - j) * cols;
-      if (p.out_dtype == DType::f32) {
-        kr.transpose(strip, cols, count, rows, static_cast<float*>(p.out) + m * p.n + o, p.n, count);
-        continue;
-      }
-      alignas(64) float wide[kMaxCols * kStrip];
-      kr.transpose(strip, cols, count, rows, wide, kStrip, count);
-      for (int r = 0; r < rows; ++r) kr.narrow(wide + r * kStrip, count, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + o);
+    const int count = static_cast<int>(end - j);
+    const float* bias = p.bias ? p.bias + j : nullptr;
+    if (p.out_dtype == DType::f32) {
+      kr.turn(c, cols, count, rows, bias, p.activation, static_cast<float*>(p.out) + m * p.n + j, p.n);
+      continue;
     }
+    float* wide = c + kOutputBlock * cols;
+    kr.turn(c, cols, count, rows, bias, p.activation, wide, kOutputBlock);
+    for (int r = 0; r < rows; ++r)
+      kr.narrow(wide + r * kOutputBlock, count, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + j);
   }
 }
 
-void columns_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m1) {
-  const int64_t tiles = ceil_div(m1, kMaxCols), tile_floats = s.padded * kMaxCols;
+void columns_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t rows) {
+  const Columns c(kr, rows);
+  const int64_t tile_floats = s.padded * c.width;
   static thread_local Scratch scratch;
-  if (tiles >= 2 * num_threads() || num_threads() == 1) {  // enough tiles for everybody
-    parallel_for(tiles, [&](int64_t begin, int64_t end) {
+  if (c.tiles >= 2 * num_threads() || num_threads() == 1) {  // enough tiles for everybody
+    parallel_for(c.tiles, [&](int64_t begin, int64_t end) {
       float* xt = scratch.get<float>(static_cast<size_t>(tile_floats));
       for (int64_t t = begin; t < end; ++t) {
-        transpose_tile(kr, p, s, t * kMaxCols, m1, xt);
-        columns_tile(kr, p, s, t * kMaxCols, m1, xt, 0, p.n);
+        transpose_tile(kr, p, s, t * c.width, c.size(t), c.cols(t), xt);
+        columns_tile(kr, p, s, t * c.width, c.size(t), c.cols(t), xt, 0, p.n);
       }
     });
     return;
   }
-  float* xt = scratch.get<float>(static_cast<size_t>(tiles * tile_floats));
-  parallel_for(tiles, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) transpose_tile(kr, p, s, t * kMaxCols, m1, xt + t * tile_floats);
+  float* xt = scratch.get<float>(static_cast<size_t>(c.tiles * tile_floats));
+  parallel_for(c.tiles, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) transpose_tile(kr, p, s, t * c.width, c.size(t), c.cols(t), xt + t * tile_floats);
   });
   parallel_for(s.panels, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < tiles; ++t)
-      columns_tile(kr, p, s, t * kMaxCols, m1, xt + t * tile_floats, begin * kr.nr, std::min(p.n, end * kr.nr));
+    for (int64_t t = 0; t < c.tiles; ++t)
+      columns_tile(kr, p, s, t * c.width, c.size(t), c.cols(t), xt + t * tile_floats, begin * kr.nr, std::min(p.n, end * kr.nr));
   });
 }
 
@@ -261,10 +273,9 @@ void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int 
 void linear(const Kernel& kernel, const LinearArgs& p) {
   if (p.m == 0 || p.n == 0) return;
   const Shape s(kernel, p.n, p.k, p.kept);
-  // What is left over from the last full tile takes a tile of 32 columns, the rows way, or both.
-  const int64_t rest = p.m % kMaxCols;
-  const int64_t narrow = rest <= s.path.max_rows ? 0 : rest <= 32 + s.path.max_rows ? std::min<int64_t>(rest, 32) : rest;
-  const int64_t columns = p.m - rest + narrow;
+  // Few rows behind a multiple of 16 take the rows way: padding costs as much as eight.
+  const int64_t rest = p.m % 16;
+  const int64_t columns = p.m <= s.path.max_rows ? 0 : rest <= 8 ? p.m - rest : p.m;
   if (columns > 0) columns_way(kernel, p, s, columns);
   if (columns < p.m) rows_way(kernel, p, s, columns, p.m);
 }
@@ -273,14 +284,15 @@ void convolve(const Kernel& kernel, const ConvArgs& p) {
   if (p.n == 0 || p.l == 0) return;
   const int64_t k = p.input.depth();
   const Shape s(kernel, p.n, k, p.kept);
-  parallel_for(ceil_div(p.l, kMaxCols), [&](int64_t begin, int64_t end) {
+  const Columns tiles(kernel, p.l);
+  parallel_for(tiles.tiles, [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     const int64_t widest = std::min(kOutputBlock, p.n);
-    float* xt = scratch.get<float>(static_cast<size_t>((s.padded + widest) * kMaxCols));
-    float* c = xt + s.padded * kMaxCols;
+    float* xt = scratch.get<float>(static_cast<size_t>((s.padded + widest) * tiles.width));
+    float* c = xt + s.padded * tiles.width;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = t * kMaxCols, count = std::min<int64_t>(kMaxCols, p.l - first);
-      const int cols = tile_cols(count);
+      const int64_t first = t * tiles.width, count = tiles.size(t);
+      const int cols = tiles.cols(t);
       std::memset(xt + (count == cols ? k * cols : 0), 0, static_cast<size_t>((s.padded - (count == cols ? k : 0)) * cols) * 4);
       unfold_positions(p.input, first, count, xt, cols);
       for (int64_t j = 0; j < p.n; j += kOutputBlock) {

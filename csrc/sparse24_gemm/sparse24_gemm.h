@@ -20,9 +20,9 @@
 
 namespace pycompress::sparse24_gemm {
 
-inline constexpr int kMaxMr = 16;    // rows of the tallest tile
-inline constexpr int kMaxNr = 16;    // outputs of the widest panel
-inline constexpr int kMaxCols = 64;  // rows of x that the columns way takes at a time
+inline constexpr int kMaxMr = 16;     // rows of the tallest tile
+inline constexpr int kMaxNr = 16;     // outputs of the widest panel
+inline constexpr int kMaxCols = 128;  // rows of x that the columns way takes at a time
 
 // k of one packed block: 16 kept values per output.
 inline constexpr int block_depth(int kept) { return 64 / kept; }
@@ -34,9 +34,9 @@ inline constexpr int64_t block_bytes(int nr) { return 68 * nr; }
 struct Path {
   int max_rows;  // up to this many rows of x the rows way is faster
 
-  // acc[r][c] = sums of `rows` rows and one panel. Block b of row r lies at a + (b * mr + r) * depth; acc has stride nr.
+  // acc[r][c] = sums of `rows` rows and one panel. Block b of row r lies at a + (b * rows + r) * depth; acc has stride nr.
   void (*rows)(const float* a, int rows, const uint8_t* panel, int64_t blocks, float* acc);
-  // c[o][m] (+)= sums of the first `outputs` outputs of a panel; xt is [blocks * depth][cols], c has stride cols. cols: 16, 32 or 64.
+  // c[o][m] (+)= sums of the first `outputs` outputs of a panel; xt is [blocks * depth][cols], c has stride cols.
   void (*columns)(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add);
 };
 
@@ -45,6 +45,7 @@ struct Kernel {
   Isa isa;
   int nr;  // outputs of a panel
   int mr;  // rows of the tallest tile
+  int mc;  // columns (rows of x) of the widest tile of the columns way; it takes all multiples of 16 up to that
 
   void (*widen)(const void* src, DType dtype, int64_t n, float* dst);   // bf16/f16 to float
   void (*narrow)(const float* src, int64_t n, DType dtype, void* dst);  // float to bf16/f16
@@ -56,6 +57,8 @@ struct Kernel {
   void (*transpose)(const float* src, int64_t lds, int rows, int64_t count, float* dst, int64_t ldd, int padded);
   // c[o][m] = act(c[o][m] + bias[o]) in place
   void (*finish)(float* c, int cols, int64_t outputs, const float* bias, Activation activation);
+  // out[m][o] = act(c[o][m] + bias[o])
+  void (*turn)(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo);
 
   Path two;  // 2:4
   Path one;  // 1:4; {} runs it as 2:4, with a zero beside each value

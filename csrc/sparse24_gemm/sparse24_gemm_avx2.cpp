@@ -14,7 +14,7 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 8, kMr = 8;
+constexpr int kNr = 8, kMr = 8, kMc = 64;
 
 PC_TARGET_BEGIN("avx2,fma,f16c")
 
@@ -29,7 +29,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kDepth) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
     const float* v = reinterpret_cast<const float*>(panel);
     __m256i control = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 64 * kNr));
 #pragma GCC unroll 2
@@ -71,33 +71,27 @@ void store_rows(const float* acc, int rows, int cols, const float* bias, Activat
     _mm256_maskstore_ps(out + r * ldo, mask, activate_avx2(_mm256_add_ps(_mm256_loadu_ps(acc + r * kNr), add), activation));
 }
 
-// V vectors of 8 rows of x, O outputs at a time so that 8 FMAs are in flight.
+// V vectors of 8 rows of x, O outputs at a time.
 template <int Kept, int V, int O>
 PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t blocks, float* c, bool add) {
-  constexpr int kCols = 8 * V, kShift = V == 8 ? 8 : V == 4 ? 7 : 6;  // bytes of a row of xt: 4 * kCols = 1 << kShift
-  static_assert(4 * kCols == 1 << kShift);
+  constexpr int kCols = 8 * V;
   __m256 s[O][V];
 #pragma GCC unroll 4
   for (int o = 0; o < O; ++o)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) s[o][v] = add ? _mm256_loadu_ps(c + o * kCols + 8 * v) : _mm256_setzero_ps();
-  const char* x = reinterpret_cast<const char*>(xt);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr)) {
     const float* w = reinterpret_cast<const float*>(panel);
-    uint64_t index[O];
+    uint32_t index[O];
 #pragma GCC unroll 4
-    for (int o = 0; o < O; ++o) {
-      uint32_t word;
-      std::memcpy(&word, panel + 64 * kNr + 4 * o, 4);
-      index[o] = static_cast<uint64_t>(word) << kShift;
-    }
+    for (int o = 0; o < O; ++o) std::memcpy(&index[o], panel + 64 * kNr + 4 * o, 4);
 #pragma GCC unroll 2
-    for (int g = 0; g < 8; ++g, x += 2 / Kept * 16 * kCols, w += 2 * kNr) {  // two values, of one group or of two
+    for (int g = 0; g < 8; ++g, xt += 2 / Kept * 4 * kCols, w += 2 * kNr) {  // two values, of one group or of two
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
 #pragma GCC unroll 4
         for (int o = 0; o < O; ++o) {
-          const float* row = reinterpret_cast<const float*>(x + i / Kept * 16 * kCols + (index[o] & (uint64_t{3} << kShift)));
+          const float* row = xt + (i / Kept * 4 + (index[o] & 3)) * kCols;
           index[o] >>= 2;
           const __m256 weight = _mm256_broadcast_ss(w + i * kNr + o);
 #pragma GCC unroll 8
@@ -125,6 +119,8 @@ void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, in
       return columns_tile<Kept, 2, 4>(xt, panel, blocks, outputs, c, add);
     case 32:
       return columns_tile<Kept, 4, 2>(xt, panel, blocks, outputs, c, add);
+    case 48:
+      return columns_tile<Kept, 6, 2>(xt, panel, blocks, outputs, c, add);
     default:
       return columns_tile<Kept, 8, 1>(xt, panel, blocks, outputs, c, add);
   }
@@ -137,6 +133,24 @@ void finish(float* c, int cols, int64_t outputs, const float* bias, Activation a
   for (int64_t o = 0; o < outputs; ++o)
     for (int m = 0; m < cols; m += 8, c += 8)
       _mm256_storeu_ps(c, activate_avx2(_mm256_add_ps(_mm256_loadu_ps(c), _mm256_set1_ps(bias ? bias[o] : 0.0f)), activation));
+}
+
+void turn(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo) {
+  alignas(32) float block[8][8];
+  for (int m = 0; m < rows; m += 8)
+    for (int o = 0; o < outputs; o += 8) {
+      const int count = outputs - o < 8 ? outputs - o : 8;
+      for (int i = 0; i < count; ++i)
+        _mm256_store_ps(
+            block[i],
+            activate_avx2(_mm256_add_ps(_mm256_loadu_ps(c + (o + i) * cols + m), _mm256_set1_ps(bias ? bias[o + i] : 0.0f)), activation));
+      if (count == 8 && m + 8 <= rows) {
+        transpose8x8(block[0], 8, out + m * ldo + o, ldo);
+        continue;
+      }
+      for (int r = m; r < rows && r < m + 8; ++r)
+        for (int i = 0; i < count; ++i) out[r * ldo + o + i] = block[i][r - m];
+    }
 }
 
 void widen(const void* src, DType dtype, int64_t n, float* dst) {
@@ -155,8 +169,19 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {
-    "avx2", Isa::avx2, kNr, kMr, widen, narrow_row, store_rows, transpose, finish, {8, rows<2>, columns<2>}, {8, rows<1>, columns<1>}};
+const Kernel kAvx2 = {"avx2",
+                      Isa::avx2,
+                      kNr,
+                      kMr,
+                      kMc,
+                      widen,
+                      narrow_row,
+                      store_rows,
+                      transpose,
+                      finish,
+                      turn,
+                      {8, rows<2>, columns<2>},
+                      {8, rows<1>, columns<1>}};
 
 }  // namespace pycompress::sparse24_gemm
 #endif

@@ -15,7 +15,10 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 16, kMr = 16;
+constexpr int kNr = 16, kMr = 16, kMc = 128;
+// How far ahead weights are fetched. With two rows of x and more, the instructions in flight reach no more than 2 KB of weights, and the
+// hardware fetches too late from memory: 8 rows of 4096 x 4096 took 2.4 times as long without.
+constexpr int kAhead = 8192;
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 
@@ -30,7 +33,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
     for (int i = 0; i < C; ++i) c[r][i] = _mm512_setzero_ps();
   // Two values at a time: of one group, or of two neighbours.
   const __m512i three = _mm512_set1_epi32(3), second = _mm512_set1_epi32(Kept == 1 ? 4 : 0), next = _mm512_set1_epi32(8 / Kept);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kDepth) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
     const float* v = reinterpret_cast<const float*>(panel);
     __m512i indices = _mm512_loadu_si512(panel + 64 * kNr);
 #pragma GCC unroll 2
@@ -41,6 +44,8 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
         const __m512i c0 = _mm512_ternarylogic_epi32(indices, three, base, 0xea);
         const __m512i c1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 2), three, _mm512_add_epi32(base, second), 0xea);
         const __m512 v0 = _mm512_loadu_ps(v), v1 = _mm512_loadu_ps(v + kNr);
+        _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(v + kNr) + kAhead, _MM_HINT_T0);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const __m512 x = _mm512_loadu_ps(a + r * kDepth + 16 * w);
@@ -76,33 +81,27 @@ void store_rows(const float* acc, int rows, int cols, const float* bias, Activat
     _mm512_mask_storeu_ps(out + r * ldo, mask, activate_avx512(_mm512_add_ps(_mm512_loadu_ps(acc + r * kNr), add), activation));
 }
 
-// V vectors of 16 rows of x, O outputs at a time so that 4 FMAs are in flight.
+// V vectors of 16 rows of x, O outputs at a time: 8 to 16 FMAs in flight, as four cycles pass before a sum can be added to again.
 template <int Kept, int V, int O>
 PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t blocks, float* c, bool add) {
-  constexpr int kCols = 16 * V, kShift = V == 4 ? 8 : V == 2 ? 7 : 6;  // bytes of a row of xt: 4 * kCols = 1 << kShift
-  static_assert(4 * kCols == 1 << kShift);
+  constexpr int kCols = 16 * V;
   __m512 s[O][V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int o = 0; o < O; ++o)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) s[o][v] = add ? _mm512_loadu_ps(c + o * kCols + 16 * v) : _mm512_setzero_ps();
-  const char* x = reinterpret_cast<const char*>(xt);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr)) {
     const float* w = reinterpret_cast<const float*>(panel);
-    uint64_t index[O];
-#pragma GCC unroll 4
-    for (int o = 0; o < O; ++o) {
-      uint32_t word;
-      std::memcpy(&word, panel + 64 * kNr + 4 * o, 4);
-      index[o] = static_cast<uint64_t>(word) << kShift;
-    }
+    uint32_t index[O];
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) std::memcpy(&index[o], panel + 64 * kNr + 4 * o, 4);
 #pragma GCC unroll 2
-    for (int g = 0; g < 8; ++g, x += 2 / Kept * 16 * kCols, w += 2 * kNr) {  // two values, of one group or of two
+    for (int g = 0; g < 8; ++g, xt += 2 / Kept * 4 * kCols, w += 2 * kNr) {  // two values, of one group or of two
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int o = 0; o < O; ++o) {
-          const float* row = reinterpret_cast<const float*>(x + i / Kept * 16 * kCols + (index[o] & (uint64_t{3} << kShift)));
+          const float* row = xt + (i / Kept * 4 + (index[o] & 3)) * kCols;
           index[o] >>= 2;
           const __m512 weight = _mm512_set1_ps(w[i * kNr + o]);
 #pragma GCC unroll 8
@@ -110,7 +109,7 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
         }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int o = 0; o < O; ++o)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) _mm512_storeu_ps(c + o * kCols + 16 * v, s[o][v]);
@@ -125,17 +124,64 @@ void columns_tile(const float* xt, const uint8_t* panel, int64_t blocks, int out
 
 template <int Kept>
 void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, int outputs, float* c, bool add) {
-  switch (cols) {
-    case 16:
-      return columns_tile<Kept, 1, 4>(xt, panel, blocks, outputs, c, add);
-    case 32:
-      return columns_tile<Kept, 2, 2>(xt, panel, blocks, outputs, c, add);
-    default:
-      return columns_tile<Kept, 4, 1>(xt, panel, blocks, outputs, c, add);
+  using Fn = void (*)(const float*, const uint8_t*, int64_t, int, float*, bool);
+  static constexpr Fn table[kMc / 16] = {columns_tile<Kept, 1, 4>, columns_tile<Kept, 2, 4>, columns_tile<Kept, 3, 4>,
+                                         columns_tile<Kept, 4, 2>, columns_tile<Kept, 5, 2>, columns_tile<Kept, 6, 2>,
+                                         columns_tile<Kept, 7, 2>, columns_tile<Kept, 8, 2>};
+  table[cols / 16 - 1](xt, panel, blocks, outputs, c, add);
+}
+
+// b[m][o] = a[o][m], 16 x 16 values in registers.
+PC_INLINE void transpose16x16(__m512 (&a)[16], __m512 (&b)[16]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44), a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44), a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+  // a[4g + i] holds, in its lane l of four values, b[4l + i][4g], ..., b[4l + i][4g + 3].
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 low = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x44), high = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xee);
+    const __m512 low2 = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x44), high2 = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xee);
+    b[i] = _mm512_shuffle_f32x4(low, low2, 0x88), b[4 + i] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+    b[8 + i] = _mm512_shuffle_f32x4(high, high2, 0x88), b[12 + i] = _mm512_shuffle_f32x4(high, high2, 0xdd);
   }
 }
 
-#include "sparse24_gemm/transpose8x8.h"  // NOLINT: inside the region on purpose
+PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
+
+void transpose(const float* src, int64_t lds, int rows, int64_t count, float* dst, int64_t ldd, int padded) {
+  for (int r = 0; r < padded; r += 16)
+    for (int64_t k = 0; k < count; k += 16) {
+      const __mmask16 mask = first(count - k), kept = first(padded - r);
+      __m512 a[16], b[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) a[i] = r + i < rows ? _mm512_maskz_loadu_ps(mask, src + (r + i) * lds + k) : _mm512_setzero_ps();
+      transpose16x16(a, b);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (k + i < count) _mm512_mask_storeu_ps(dst + (k + i) * ldd + r, kept, b[i]);
+    }
+}
+
+void turn(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo) {
+  for (int m = 0; m < rows; m += 16)
+    for (int o = 0; o < outputs; o += 16) {
+      const __mmask16 mask = first(outputs - o);
+      __m512 a[16], b[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        a[i] = _mm512_setzero_ps();
+        if (o + i < outputs) a[i] = _mm512_add_ps(_mm512_loadu_ps(c + (o + i) * cols + m), _mm512_set1_ps(bias ? bias[o + i] : 0.0f));
+      }
+      transpose16x16(a, b);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (m + i < rows) _mm512_mask_storeu_ps(out + (m + i) * ldo + o, mask, activate_avx512(b[i], activation));
+    }
+}
 
 void finish(float* c, int cols, int64_t outputs, const float* bias, Activation activation) {
   if (!bias && activation == Activation::none) return;
@@ -164,11 +210,13 @@ const Kernel kAvx512 = {"avx512",
                         Isa::avx512,
                         kNr,
                         kMr,
+                        kMc,
                         widen,
                         narrow_row,
                         store_rows,
                         transpose,
                         finish,
+                        turn,
                         {16, rows<2>, columns<2>},
                         {16, rows<1>, columns<1>}};
 

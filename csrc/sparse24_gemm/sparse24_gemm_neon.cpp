@@ -14,7 +14,7 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 8, kMr = 8;
+constexpr int kNr = 8, kMr = 8, kMc = 64;
 
 // Indices at bits 1:0 of every lane as positions of bytes.
 PC_INLINE uint8x16_t control(uint32x4_t index) {
@@ -31,7 +31,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][0][i] = c[r][1][i] = vdupq_n_f32(0.0f);
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * kDepth) {
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
     const float* v = reinterpret_cast<const float*>(panel);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(panel + 64 * kNr);
     uint32x4_t index[2] = {vld1q_u32(words), vld1q_u32(words + 4)};
@@ -131,6 +131,8 @@ void columns(const float* xt, int cols, const uint8_t* panel, int64_t blocks, in
       return columns_tile<Kept, 4, 4>(xt, panel, blocks, outputs, c, add);
     case 32:
       return columns_tile<Kept, 8, 2>(xt, panel, blocks, outputs, c, add);
+    case 48:
+      return columns_tile<Kept, 12, 1>(xt, panel, blocks, outputs, c, add);
     default:
       return columns_tile<Kept, 16, 1>(xt, panel, blocks, outputs, c, add);
   }
@@ -161,6 +163,22 @@ void finish(float* c, int cols, int64_t outputs, const float* bias, Activation a
       vst1q_f32(c, activate_neon(vaddq_f32(vld1q_f32(c), vdupq_n_f32(bias ? bias[o] : 0.0f)), activation));
 }
 
+void turn(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo) {
+  for (int m = 0; m < rows; m += 4)
+    for (int o = 0; o < outputs; o += 4) {
+      float32x4_t v[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        v[i] = o + i < outputs
+                   ? activate_neon(vaddq_f32(vld1q_f32(c + (o + i) * cols + m), vdupq_n_f32(bias ? bias[o + i] : 0.0f)), activation)
+                   : vdupq_n_f32(0.0f);
+      transpose4_neon(v);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        if (m + i < rows) store_first_neon(out + (m + i) * ldo + o, outputs - o, v[i]);
+    }
+}
+
 }  // namespace
 
 extern const Kernel kNeon;
@@ -168,11 +186,13 @@ const Kernel kNeon = {"neon",
                       Isa::neon,
                       kNr,
                       kMr,
+                      kMc,
                       widen_neon,
                       narrow_neon,
                       store_rows,
                       transpose,
                       finish,
+                      turn,
                       {8, rows<2>, columns<2>},
                       {8, rows<1>, columns<1>}};
 

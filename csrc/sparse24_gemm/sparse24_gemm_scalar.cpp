@@ -5,7 +5,7 @@
 namespace pycompress::sparse24_gemm {
 namespace {
 
-constexpr int kNr = 8, kMr = 4;
+constexpr int kNr = 8, kMr = 4, kMc = 64;
 
 uint32_t word(const uint8_t* p) {
   uint32_t u;
@@ -22,7 +22,7 @@ float value(const uint8_t* panel, int i, int c) {
 template <int Kept>
 void rows(const float* a, int rows, const uint8_t* panel, int64_t blocks, float* acc) {
   for (int i = 0; i < rows * kNr; ++i) acc[i] = 0.0f;
-  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += kMr * block_depth(Kept))
+  for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += rows * block_depth(Kept))
     for (int i = 0; i < 16; ++i)
       for (int c = 0; c < kNr; ++c) {
         const int k = i / Kept * 4 + (word(panel + (16 * kNr + c) * 4) >> (2 * i) & 3);
@@ -60,6 +60,11 @@ void finish(float* c, int cols, int64_t outputs, const float* bias, Activation a
     for (int m = 0; m < cols; ++m) c[o * cols + m] = activate(c[o * cols + m] + (bias ? bias[o] : 0.0f), activation);
 }
 
+void turn(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo) {
+  for (int m = 0; m < rows; ++m)
+    for (int o = 0; o < outputs; ++o) out[m * ldo + o] = activate(c[o * cols + m] + (bias ? bias[o] : 0.0f), activation);
+}
+
 }  // namespace
 
 extern const Kernel kScalar;
@@ -67,11 +72,13 @@ const Kernel kScalar = {"scalar",
                         Isa::scalar,
                         kNr,
                         kMr,
+                        kMc,
                         widen_row,
                         narrow_row,
                         store_rows,
                         transpose,
                         finish,
+                        turn,
                         {16, rows<2>, columns<2>},
                         {16, rows<1>, columns<1>}};
 
