@@ -28,6 +28,15 @@ inline constexpr int block_depth(int kept) { return 64 / kept; }
 // 2s, 2s+1 the index of value b of step s. One shift and one mask turn the indices of a panel into a step's shuffle control.
 inline constexpr int64_t block_bytes(int nr) { return 20 * nr; }
 
+// Asks for a block of a panel that will be read later. Any address will do.
+static PC_INLINE void prefetch_block(const uint8_t* block, int nr) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < block_bytes(nr); i += 64) __builtin_prefetch(block + i);
+#else
+  (void)block, (void)nr;
+#endif
+}
+
 struct Epilogue {
   const float* row_scale;  // sa, one per row of the tile
   const float* col_scale;  // sb, first output of the panel
@@ -46,8 +55,8 @@ struct Path {
   void (*quantize_row)(const float* x, int64_t k, int64_t kp, float inverse, uint8_t* dst, int64_t stride);
 
   // acc[r][c] = sums of `rows` rows and one panel. Windows are interleaved: window w of row r lies at a + (w * rows + r) * window_bytes;
-  // acc has stride nr.
-  void (*tile)(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc);
+  // acc has stride nr. Weights are fetched `ahead` bytes before they are read; 0: not.
+  void (*tile)(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc);
 
   // For kernels that need more work to read a panel than to use it: the panel is expanded once into scratch, and serves all
   // tiles of a block of rows. null where `tile` is as fast. acc is added to if `add`.

@@ -137,12 +137,13 @@ PC_INLINE void products(__m256i (&c)[R], const uint8_t* a, const Step<Kept>& ste
 }
 
 template <int Kept, int R>
-void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
   __m256i c[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r] = _mm256_setzero_si256();
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += 4 * R * 16) {
+    if (ahead) prefetch_block(panel + ahead, kNr);
     const __m256i indices = load(panel + 16 * kNr);
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s) {
@@ -176,11 +177,11 @@ void wide_rows(const uint8_t* a, const uint8_t* wide, int64_t steps, int32_t* ac
 }
 
 template <int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
-  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
+  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, int32_t*);
   static constexpr Fn table[kMr] = {tile_rows<Kept, 1>, tile_rows<Kept, 2>, tile_rows<Kept, 3>, tile_rows<Kept, 4>,
                                     tile_rows<Kept, 5>, tile_rows<Kept, 6>, tile_rows<Kept, 7>, tile_rows<Kept, 8>};
-  table[rows - 1](a, panel, blocks, acc);
+  table[rows - 1](a, panel, blocks, ahead, acc);
 }
 
 template <int Kept>

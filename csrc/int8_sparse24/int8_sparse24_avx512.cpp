@@ -1,8 +1,9 @@
 // AVX-512 VNNI: a byte permutation picks the activations (u8, q + 128) that meet 64 kept weights, one vpdpbusd multiplies and adds.
 //
 // A vector holds 16 outputs x 4 kept values, one step of 8 k (2:4) or 16 k (1:4). Two records that differ in the permutation:
-// - avx512_vbmi: vpermb out of a window of 64 k, a plain 64-byte load per row. On Zen 4 permutation and product take 1.33 cycles
-//   together (two pipes each, one of them shared): 96 dense-equivalent MAC per cycle, 192 for 1:4; the dense kernel's bound is 64.
+// - avx512_vbmi: vpermb out of a window of 64 k, a plain 64-byte load per row. Permutation and product have two pipes each, one of them
+//   shared: on Zen 4 they take 1.33 cycles together, 96 dense-equivalent MAC per cycle, 192 for 1:4, where the dense kernel's bound is 64;
+//   on Zen 5 half of that, 192 and 384 against 128.
 // - avx512_vnni: vpshufb out of a window of 16 k, broadcast to the four lanes. On Zen 4 the broadcast costs a shuffle (68 MAC per
 //   cycle), on Intel it is a plain load; there it serves Cascade Lake and Cooper Lake.
 // The offset of 128 leaves 128 * (sum of values) in every sum; the epilogue takes it away. vpdpbusd wraps and never saturates.
@@ -20,8 +21,6 @@ namespace {
 // 16 x 16: 16 accumulators, 2 controls, 2 vectors of values, windows and up to 9 constants: 32 registers. Tall rather than wide,
 // because expanding the indices (3 instructions per 64 values) then costs 1/16 of a row.
 constexpr int kMr = 16, kNr = 16;
-// How far ahead weights are fetched: csrc/sparse24_gemm/sparse24_gemm_avx512.cpp.
-constexpr int kAhead = 8192;
 
 int32_t offset(int8_t value) { return 128 * value; }  // operands are q + 128
 
@@ -44,14 +43,35 @@ float amax(const float* x, int64_t k) {
   return f;
 }
 
+// 16 values as integers in -127..127, NaN as -127.
+PC_INLINE __m512i quantize16(__m512 x, __m512 inverse) {
+  const __m512 y = _mm512_max_ps(_mm512_mul_ps(x, inverse), _mm512_set1_ps(-127.0f));
+  return _mm512_cvtps_epi32(_mm512_min_ps(y, _mm512_set1_ps(127.0f)));
+}
+
 template <int Window>
 void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t* dst, int64_t stride) {
-  const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(-127.0f), hi = _mm512_set1_ps(127.0f);
-  const __m512i offset = _mm512_set1_epi32(128);
-  for (int64_t i = 0; i < kp; i += 16) {
-    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i), x + i), inv);
-    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);  // NaN ends as lo
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i / Window * stride + i % Window), _mm512_cvtepi32_epi8(q));
+  const __m512 inv = _mm512_set1_ps(inverse);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // undoes the lanes of the packs
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+    const __m512i low = _mm512_packs_epi32(quantize16(_mm512_loadu_ps(x + i), inv), quantize16(_mm512_loadu_ps(x + i + 16), inv));
+    const __m512i high = _mm512_packs_epi32(quantize16(_mm512_loadu_ps(x + i + 32), inv), quantize16(_mm512_loadu_ps(x + i + 48), inv));
+    const __m512i q = _mm512_xor_si512(_mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)), _mm512_set1_epi8(-128));
+    if constexpr (Window == 64) {
+      _mm512_storeu_si512(dst, q);
+    } else {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm512_castsi512_si128(q));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + stride), _mm512_extracti32x4_epi32(q, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 2 * stride), _mm512_extracti32x4_epi32(q, 2));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 3 * stride), _mm512_extracti32x4_epi32(q, 3));
+    }
+    dst += 64 / Window * stride;
+  }
+  for (int64_t start = i; i < kp; i += 16) {
+    const __m512i q = _mm512_add_epi32(quantize16(_mm512_maskz_loadu_ps(first(k - i), x + i), inv), _mm512_set1_epi32(128));
+    const int64_t at = i - start;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + at / Window * stride + at % Window), _mm512_cvtepi32_epi8(q));
   }
 }
 
@@ -64,7 +84,8 @@ alignas(64) constexpr uint32_t kBase[2][8] = {
 // The inner loop in fixed order. Compilers hoist the loads of all windows and the constants, run out of registers and keep sums on the
 // stack; and Zen 5 gives each instruction its pipe in program order: permutations and products one by one meet in the same pipe
 // (150 MAC per cycle in the loop), four by four they do so less (171). `base` comes from memory as it is used: no register, no pipe.
-#if defined(__GNUC__)
+// Under AddressSanitizer the intrinsics run, whose loads it sees.
+#if defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
 PC_INLINE __m512i load(const void* p) {
   __m512i v;
   __asm__ volatile("vmovdqu64 %1, %0" : "=v"(v) : "m"(*static_cast<const __m512i_u*>(p)));
@@ -101,11 +122,10 @@ PC_INLINE void dot(__m512i& sum, __m512i x, __m512i values) { sum = _mm512_dpbus
 
 // One block: `first_step` is its first step inside the window.
 template <bool Vbmi, int Kept, int R, int C>
-PC_INLINE void block(__m512i (&c)[R][C], const uint8_t* a, const uint8_t* panel, int first_step, __m512i three) {
+PC_INLINE void block(__m512i (&c)[R][C], const uint8_t* a, const uint8_t* panel, int first_step, __m512i three, int64_t ahead) {
   constexpr int kWindowBytes = Vbmi ? 64 : 16;
   const __m512i indices = load(panel + 16 * kNr);
-#pragma GCC unroll 5
-  for (int i = 0; i < 5; ++i) _mm_prefetch(reinterpret_cast<const char*>(panel) + kAhead + 64 * i, _MM_HINT_T0);
+  if (ahead) prefetch_block(panel + ahead, kNr);
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
     // Without VBMI two steps of 2:4 share a window of 16 k, and a step of 1:4 has one of its own.
@@ -129,7 +149,7 @@ PC_INLINE void block(__m512i (&c)[R][C], const uint8_t* a, const uint8_t* panel,
 }
 
 template <bool Vbmi, int Kept, int R>
-void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
   constexpr int C = R <= 2 ? 4 : R <= 4 ? 2 : 1;  // chains per row: few rows would wait for vpdpbusd's latency
   __m512i c[R][C];
 #pragma GCC unroll 16
@@ -140,12 +160,12 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
   int64_t b = 0;
   if constexpr (Vbmi && Kept == 2) {  // two blocks share a window
     for (; b + 2 <= blocks; b += 2, panel += 2 * block_bytes(kNr), a += R * 64) {
-      block<Vbmi, Kept, R, C>(c, a, panel, 0, three);
-      block<Vbmi, Kept, R, C>(c, a, panel + block_bytes(kNr), 4, three);
+      block<Vbmi, Kept, R, C>(c, a, panel, 0, three, ahead);
+      block<Vbmi, Kept, R, C>(c, a, panel + block_bytes(kNr), 4, three, ahead);
     }
-    if (b < blocks) block<Vbmi, Kept, R, C>(c, a, panel, 0, three);
+    if (b < blocks) block<Vbmi, Kept, R, C>(c, a, panel, 0, three, ahead);
   } else {
-    for (; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) block<Vbmi, Kept, R, C>(c, a, panel, 0, three);
+    for (; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) block<Vbmi, Kept, R, C>(c, a, panel, 0, three, ahead);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -156,14 +176,14 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 }
 
 template <bool Vbmi, int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
-  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
+  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, int32_t*);
   static constexpr Fn table[kMr] = {
       tile_rows<Vbmi, Kept, 1>,  tile_rows<Vbmi, Kept, 2>,  tile_rows<Vbmi, Kept, 3>,  tile_rows<Vbmi, Kept, 4>,
       tile_rows<Vbmi, Kept, 5>,  tile_rows<Vbmi, Kept, 6>,  tile_rows<Vbmi, Kept, 7>,  tile_rows<Vbmi, Kept, 8>,
       tile_rows<Vbmi, Kept, 9>,  tile_rows<Vbmi, Kept, 10>, tile_rows<Vbmi, Kept, 11>, tile_rows<Vbmi, Kept, 12>,
       tile_rows<Vbmi, Kept, 13>, tile_rows<Vbmi, Kept, 14>, tile_rows<Vbmi, Kept, 15>, tile_rows<Vbmi, Kept, 16>};
-  table[rows - 1](a, panel, blocks, acc);
+  table[rows - 1](a, panel, blocks, ahead, acc);
 }
 
 template <bool Plain>  // a full panel without activation: the stores need no mask

@@ -33,11 +33,12 @@ PC_INLINE void two_steps(int32x4_t (&c)[R][4], const uint8_t* a, const uint8_t* 
 }
 
 template <int Kept, int R>
-void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
   int32x4_t c[R][4];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = c[r][2] = c[r][3] = vdupq_n_s32(0);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
+    if (ahead) prefetch_block(panel + ahead, kNr);
     const uint8x16_t indices[2] = {vld1q_u8(panel + 16 * kNr), vld1q_u8(panel + 16 * kNr + 16)};
     two_steps<Kept, 0>(c, a, panel, indices);
     two_steps<Kept, 2>(c, a, panel, indices);
@@ -50,10 +51,10 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 }
 
 template <int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
-  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
+  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, int32_t*);
   static constexpr Fn table[kMr] = {tile_rows<Kept, 1>, tile_rows<Kept, 2>, tile_rows<Kept, 3>, tile_rows<Kept, 4>};
-  table[rows - 1](a, panel, blocks, acc);
+  table[rows - 1](a, panel, blocks, ahead, acc);
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ PC_INLINE void step(int32x4_t (&c)[R][2][C], const uint8_t* a, const uint8_t* pa
 }
 
 template <int Kept, int R>
-void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
   constexpr int C = R <= 2 ? 4 : R <= 4 ? 2 : 1;  // chains per row and vector: few rows would wait for the latency of sdot
   int32x4_t c[R][2][C];
 #pragma GCC unroll 8
@@ -36,6 +36,7 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][0][i] = c[r][1][i] = vdupq_n_s32(0);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
+    if (ahead) prefetch_block(panel + ahead, kNr);
     const uint8x16_t indices[2] = {vld1q_u8(panel + 16 * kNr), vld1q_u8(panel + 16 * kNr + 16)};
     step<Kept, 0>(c, a, panel, indices);
     step<Kept, 1>(c, a, panel, indices);
@@ -53,11 +54,11 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 }
 
 template <int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
-  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
+  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, int32_t*);
   static constexpr Fn table[kMr] = {tile_rows<Kept, 1>, tile_rows<Kept, 2>, tile_rows<Kept, 3>, tile_rows<Kept, 4>,
                                     tile_rows<Kept, 5>, tile_rows<Kept, 6>, tile_rows<Kept, 7>, tile_rows<Kept, 8>};
-  table[rows - 1](a, panel, blocks, acc);
+  table[rows - 1](a, panel, blocks, ahead, acc);
 }
 
 PC_TARGET_END

@@ -33,7 +33,7 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, uint8_t*
 }
 
 template <int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t, int32_t* acc) {
   for (int i = 0; i < rows * kNr; ++i) acc[i] = 0;
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * rows) {
     const int8_t* values = reinterpret_cast<const int8_t*>(panel);

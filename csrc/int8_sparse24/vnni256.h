@@ -69,7 +69,7 @@ PC_INLINE void step(__m256i (&c)[R][C], const uint8_t* a, const uint8_t* panel, 
 }
 
 template <int Kept, int R>
-void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* acc) {
+void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
   constexpr int C = R <= 2 ? 4 : R <= 4 ? 2 : 1;  // chains per row: few rows would wait for vpdpbusd's latency
   __m256i c[R][C];
 #pragma GCC unroll 12
@@ -77,6 +77,7 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm256_setzero_si256();
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += block_depth(Kept) * R) {
+    if (ahead) prefetch_block(panel + ahead, kNr);
     const uint8_t* words = panel + 16 * kNr;
     step<Kept, 0>(c, a, panel, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
     step<Kept, 1>(c, a, panel, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
@@ -92,12 +93,12 @@ void tile_rows(const uint8_t* a, const uint8_t* panel, int64_t blocks, int32_t* 
 }
 
 template <int Kept>
-void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int32_t* acc) {
-  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int32_t*);
+void tile(const uint8_t* a, int rows, const uint8_t* panel, int64_t blocks, int64_t ahead, int32_t* acc) {
+  using Fn = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, int32_t*);
   static constexpr Fn table[kMr] = {tile_rows<Kept, 1>, tile_rows<Kept, 2>,  tile_rows<Kept, 3>,  tile_rows<Kept, 4>,
                                     tile_rows<Kept, 5>, tile_rows<Kept, 6>,  tile_rows<Kept, 7>,  tile_rows<Kept, 8>,
                                     tile_rows<Kept, 9>, tile_rows<Kept, 10>, tile_rows<Kept, 11>, tile_rows<Kept, 12>};
-  table[rows - 1](a, panel, blocks, acc);
+  table[rows - 1](a, panel, blocks, ahead, acc);
 }
 
 PC_TARGET_END

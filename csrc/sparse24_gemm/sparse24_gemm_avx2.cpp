@@ -30,6 +30,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][i] = _mm256_setzero_ps();
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
+    prefetch_block(panel + kAhead, kNr);
     const float* v = reinterpret_cast<const float*>(panel);
     __m256i control = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 64 * kNr));
 #pragma GCC unroll 2
@@ -135,6 +136,7 @@ void finish(float* c, int cols, int64_t outputs, const float* bias, Activation a
       _mm256_storeu_ps(c, activate_avx2(_mm256_add_ps(_mm256_loadu_ps(c), _mm256_set1_ps(bias ? bias[o] : 0.0f)), activation));
 }
 
+// By way of a block in memory, so that transpose8x8 serves here, too.
 void turn(const float* c, int cols, int outputs, int rows, const float* bias, Activation activation, float* out, int64_t ldo) {
   alignas(32) float block[8][8];
   for (int m = 0; m < rows; m += 8)

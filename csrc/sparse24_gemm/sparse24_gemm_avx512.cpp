@@ -2,8 +2,9 @@
 //
 // rows: a vector holds 16 outputs; the control of value i is its 2-bit index plus the place of its group in the window. A window is a
 // plain load; vpermilps would need it broadcast to four lanes, which on Zen 4 costs a shuffle. Permutation and FMA together take 1.33
-// cycles there: 24 dense-equivalent MAC per cycle.
-// columns: 4 FMAs from L1 per broadcast weight, 4.5 loads of 64 bytes in 4.5 cycles: 28 MAC per cycle. The dense bound is 16.
+// cycles there, half of that on Zen 5: 24 and 48 dense-equivalent MAC per cycle, where the dense bounds are 16 and 32.
+// columns: V FMAs from L1 per broadcast weight, V + 1 loads of 64 bytes, of which Zen 4 does one a cycle and Zen 5 two. With V = 4 that is
+// 26 and 51 MAC per cycle, with V = 8, for which an L1 of 48 KB is needed, 57.
 #include "core/target.h"
 #if PC_X86
 #include <immintrin.h>
@@ -16,9 +17,6 @@ namespace pycompress::sparse24_gemm {
 namespace {
 
 constexpr int kNr = 16, kMr = 16, kMc = 128;
-// How far ahead weights are fetched. With two rows of x and more, the instructions in flight reach no more than 2 KB of weights, and the
-// hardware fetches too late from memory: 8 rows of 4096 x 4096 took 2.4 times as long without.
-constexpr int kAhead = 8192;
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 
@@ -34,6 +32,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
   // Two values at a time: of one group, or of two neighbours.
   const __m512i three = _mm512_set1_epi32(3), second = _mm512_set1_epi32(Kept == 1 ? 4 : 0), next = _mm512_set1_epi32(8 / Kept);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
+    prefetch_block(panel + kAhead, kNr);
     const float* v = reinterpret_cast<const float*>(panel);
     __m512i indices = _mm512_loadu_si512(panel + 64 * kNr);
 #pragma GCC unroll 2
@@ -44,8 +43,6 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
         const __m512i c0 = _mm512_ternarylogic_epi32(indices, three, base, 0xea);
         const __m512i c1 = _mm512_ternarylogic_epi32(_mm512_srli_epi32(indices, 2), three, _mm512_add_epi32(base, second), 0xea);
         const __m512 v0 = _mm512_loadu_ps(v), v1 = _mm512_loadu_ps(v + kNr);
-        _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(v + kNr) + kAhead, _MM_HINT_T0);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const __m512 x = _mm512_loadu_ps(a + r * kDepth + 16 * w);
@@ -217,8 +214,8 @@ const Kernel kAvx512 = {"avx512",
                         transpose,
                         finish,
                         turn,
-                        {16, rows<2>, columns<2>},
-                        {16, rows<1>, columns<1>}};
+                        {40, rows<2>, columns<2>},
+                        {40, rows<1>, columns<1>}};
 
 }  // namespace pycompress::sparse24_gemm
 #endif

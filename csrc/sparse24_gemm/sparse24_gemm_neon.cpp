@@ -32,6 +32,7 @@ void rows_tile(const float* a, const uint8_t* panel, int64_t blocks, float* acc)
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) c[r][0][i] = c[r][1][i] = vdupq_n_f32(0.0f);
   for (int64_t b = 0; b < blocks; ++b, panel += block_bytes(kNr), a += R * kDepth) {
+    prefetch_block(panel + kAhead, kNr);
     const float* v = reinterpret_cast<const float*>(panel);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(panel + 64 * kNr);
     uint32x4_t index[2] = {vld1q_u32(words), vld1q_u32(words + 4)};

@@ -76,9 +76,10 @@ void run() {
   const auto list = parity::usable("sparse24_gemm", kernels());
   const Kernel& scalar = *list.back();
   parity::expect(scalar.isa == Isa::scalar, "the last kernel is not the scalar one");
-  // Rows around both ways (few rows; tiles of 16, 32 and 64), outputs around panels, depths around groups of 4 and blocks of 32.
-  const int64_t shapes[][3] = {{1, 1, 1},    {1, 16, 32},   {2, 7, 5},    {5, 17, 33},    {12, 8, 64},   {16, 9, 31}, {17, 33, 100},
-                               {33, 15, 66}, {64, 16, 128}, {65, 40, 37}, {130, 130, 70}, {3, 200, 515}, {0, 3, 4},   {3, 0, 4}};
+  // Rows around both ways (few rows; tiles of 16, 32, ..., 128), outputs around panels, depths around groups of 4 and blocks of 32.
+  const int64_t shapes[][3] = {{1, 1, 1},    {1, 16, 32},   {2, 7, 5},    {5, 17, 33},    {12, 8, 64},   {16, 9, 31},   {17, 33, 100},
+                               {33, 15, 66}, {64, 16, 128}, {65, 40, 37}, {130, 130, 70}, {3, 200, 515}, {0, 3, 4},     {3, 0, 4},
+                               {48, 17, 36}, {57, 31, 65},  {80, 33, 96}, {95, 18, 33},   {111, 7, 34},  {127, 34, 129}};
   for (const Kernel* kernel : list) {
     if (kernel == &scalar) continue;
     Kernel without = *kernel;  // 1:4 falls back to 2:4

@@ -98,7 +98,7 @@ def test_activations(activation, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nan_reaches_its_row_only(kernel):
     """Rows of x share tiles and transposed blocks; none may leak into another."""
-    for m in (3, 40, 70):
+    for m in (3, 40, 70, 130):
         dense, values, indices = sparse_float(12, 37)
         x = torch.randn(m, 37)
         x[1, 5], x[2, 36] = float("nan"), float("inf")
