@@ -95,15 +95,19 @@ PC_INLINE __m512i control(__m512i indices, __m512i three, const uint32_t* base) 
   __asm__ volatile("vpternlogd $0xea, %2%{1to16%}, %1, %0" : "+v"(indices) : "v"(three), "m"(*base));
   return indices;
 }
-template <bool Vbmi>
-PC_INLINE __m512i select(const uint8_t* window, __m512i control) {
+PC_INLINE __m512i permute(const uint8_t* window, __m512i control) {
   __m512i x;
-  if constexpr (Vbmi) {
-    __asm__ volatile("vpermb %1, %2, %0" : "=v"(x) : "m"(*reinterpret_cast<const __m512i_u*>(window)), "v"(control));
-  } else {
-    __asm__ volatile("vbroadcasti32x4 %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const __m128i_u*>(window)));
-    __asm__ volatile("vpshufb %1, %0, %0" : "+v"(x) : "v"(control));
-  }
+  __asm__ volatile("vpermb %1, %2, %0" : "=v"(x) : "m"(*reinterpret_cast<const __m512i_u*>(window)), "v"(control));
+  return x;
+}
+PC_INLINE __m512i broadcast(const uint8_t* window) {
+  __m512i x;
+  __asm__ volatile("vbroadcasti32x4 %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const __m128i_u*>(window)));
+  return x;
+}
+PC_INLINE __m512i shuffle(__m512i window, __m512i control) {
+  __m512i x;
+  __asm__ volatile("vpshufb %2, %1, %0" : "=v"(x) : "v"(window), "v"(control));
   return x;
 }
 PC_INLINE void dot(__m512i& sum, __m512i x, __m512i values) { __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(values)); }
@@ -112,11 +116,11 @@ PC_INLINE __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 PC_INLINE __m512i control(__m512i indices, __m512i three, const uint32_t* base) {
   return _mm512_ternarylogic_epi32(indices, three, _mm512_set1_epi32(static_cast<int>(*base)), 0xea);
 }
-template <bool Vbmi>
-PC_INLINE __m512i select(const uint8_t* window, __m512i control) {
-  if constexpr (Vbmi) return _mm512_permutexvar_epi8(control, _mm512_loadu_si512(window));
-  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(window))), control);
+PC_INLINE __m512i permute(const uint8_t* window, __m512i control) { return _mm512_permutexvar_epi8(control, _mm512_loadu_si512(window)); }
+PC_INLINE __m512i broadcast(const uint8_t* window) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(window)));
 }
+PC_INLINE __m512i shuffle(__m512i window, __m512i control) { return _mm512_shuffle_epi8(window, control); }
 PC_INLINE void dot(__m512i& sum, __m512i x, __m512i values) { sum = _mm512_dpbusd_epi32(sum, x, values); }
 #endif
 
@@ -135,12 +139,20 @@ PC_INLINE void block(__m512i (&c)[R][C], const uint8_t* a, const uint8_t* panel,
     const __m512i from[2] = {control(h ? _mm512_srli_epi32(indices, 4) : indices, three, &kBase[Kept == 1][step]),
                              control(_mm512_srli_epi32(indices, 4 * h + 2), three, &kBase[Kept == 1][second])};
     const __m512i values[2] = {load(panel + 128 * h), load(panel + 128 * h + 64)};
-    __m512i x[2 * R];  // row r, step s: x[2 r + s]; no more than eight at a time
+    __m512i x[2 * R], wide = values[0];  // row r, step s: x[2 r + s]; no more than eight at a time
 #pragma GCC unroll 9
     for (int i = -4; i < 2 * R; i += 4) {
 #pragma GCC unroll 4
       for (int j = i + 4; j < i + 8; ++j)
-        if (j < 2 * R) x[j] = select<Vbmi>(window[j % 2] + j / 2 * kWindowBytes, from[j % 2]);
+        if (j < 2 * R) {
+          const uint8_t* from_row = window[j % 2] + j / 2 * kWindowBytes;
+          if constexpr (Vbmi) {
+            x[j] = permute(from_row, from[j % 2]);
+          } else {
+            if (Kept == 1 || j % 2 == 0) wide = broadcast(from_row);
+            x[j] = shuffle(wide, from[j % 2]);
+          }
+        }
 #pragma GCC unroll 4
       for (int j = i; j < i + 4; ++j)
         if (j >= 0 && j < 2 * R) dot(c[j / 2][(2 * h + j % 2) % C], x[j], values[j % 2]);
