@@ -88,14 +88,17 @@ def sparse(kind: str, kernel: str, as_24: bool = False):
 
 
 AVX2 = {"PYCOMPRESS_ISA": "avx2"}
+AVX_VNNI = {"PYCOMPRESS_ISA": "avx_vnni"}
 RIVALS = {
     "torch fp32": Rival(dense.torch_fp32),
     "ORT fp32": Rival(dense.onnxruntime(False)),
     "ORT int8": Rival(dense.onnxruntime(True)),
     "dense int8 avx512_vnni": Rival(dense.ours("avx512_vnni")),
+    "dense int8 avx_vnni": Rival(dense.ours("avx_vnni"), AVX_VNNI),
     "dense int8 avx2": Rival(dense.ours("avx2"), AVX2),
     "sparse int8 avx512_vbmi": Rival(sparse("Int8Sparse24Linear", "avx512_vbmi")),
     "sparse int8 avx512_vnni": Rival(sparse("Int8Sparse24Linear", "avx512_vnni"), {"PYCOMPRESS_ISA": "avx512_vnni"}),
+    "sparse int8 avx_vnni": Rival(sparse("Int8Sparse24Linear", "avx_vnni"), AVX_VNNI),
     "sparse int8 avx2": Rival(sparse("Int8Sparse24Linear", "avx2"), AVX2),
     "sparse fp32 avx512": Rival(sparse("Sparse24Linear", "avx512")),
     "sparse fp32 avx2": Rival(sparse("Sparse24Linear", "avx2"), AVX2),
