@@ -31,6 +31,7 @@ inline constexpr int64_t block_bytes(int nr) { return 20 * nr; }
 // Asks for a block of a panel that will be read later. Any address will do.
 static PC_INLINE void prefetch_block(const uint8_t* block, int nr) {
 #if defined(__GNUC__)
+  __asm__("" : "+r"(block));  // GCC would carry a pointer per line through the loop, on the stack
   for (int64_t i = 0; i < block_bytes(nr); i += 64) __builtin_prefetch(block + i);
 #else
   (void)block, (void)nr;
