@@ -58,6 +58,8 @@ struct Args {
   int residual_zero_point;
 };
 
+struct PlaneKernel;
+
 struct Kernel {
   const char* name;
   Isa isa;
@@ -108,6 +110,8 @@ struct Kernel {
   // m[36][16] -> 4x4 pixels of 16 columns: act(fma(sum, image_scale * scale, bias))
   void (*winograd_output)(const int32_t* m, int64_t position_stride, float image_scale, const float* scale, const float* bias,
                           Activation activation, float* y, int64_t row_stride, int64_t pixel_stride);
+
+  const PlaneKernel* planes = nullptr;  // pixels in the lanes (planes.h), where the instruction set has it
 };
 
 const KernelList<Kernel>& kernels();

@@ -8,6 +8,7 @@
 
 #include "core/activation_simd.h"
 #include "int8_conv2d/int8_conv2d.h"
+#include "int8_conv2d/planes.h"
 
 namespace pycompress::int8_matmul {
 extern const Kernel kAvx512Vnni;
@@ -26,7 +27,7 @@ namespace {
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
-PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+#include "int8_conv2d/zmm_operands.h"
 
 struct F {
   using reg = __m512;
@@ -48,39 +49,6 @@ struct F {
 
 #include "int8_conv2d/float_simd.h"
 #include "int8_conv2d/winograd_simd.h"
-
-struct Quantizer {
-  __m512 inverse, hi;
-  __m512i zero_point, lo;  // int16 and int8 lanes
-  Quantizer(float inverse_, int zero_point_, int quant_min)
-      : inverse(_mm512_set1_ps(inverse_)),
-        hi(_mm512_set1_ps(static_cast<float>(127 - zero_point_))),
-        zero_point(_mm512_set1_epi16(static_cast<int16_t>(zero_point_))),
-        lo(_mm512_set1_epi8(static_cast<int8_t>(quant_min))) {}
-  // Saturated from above in float, because the conversion turns large numbers into INT_MIN; from below by the packs.
-  PC_INLINE __m512i round(__m512 x) const { return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(x, inverse), hi)); }
-  // 4 x 16 int32 -> int8, each 128-bit lane [a0..a3 b0..b3 c0..c3 d0..d3]
-  PC_INLINE __m512i narrow(__m512i a, __m512i b, __m512i c, __m512i d) const {
-    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point),
-                  cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point);
-    return _mm512_max_epi8(_mm512_packs_epi16(ab, cd), lo);
-  }
-};
-
-// Four channels of 16 pixels: each 128-bit lane holds 4 pixels of 4 bytes.
-template <bool kWhole>
-PC_INLINE __m512i quantize4(const Quantizer& q, const float* x, int64_t plane, int64_t channels, __mmask16 m, __m512& bad) {
-  const __m512 zero = _mm512_setzero_ps();
-  __m512i v[4];
-  PC_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const __m512 f = kWhole ? _mm512_loadu_ps(x + i * plane) : i < channels ? _mm512_maskz_loadu_ps(m, x + i * plane) : zero;
-    bad = _mm512_fmadd_ps(f, zero, bad);
-    v[i] = q.round(f);
-  }
-  const __m512i by_pixel = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  return _mm512_xor_si512(_mm512_shuffle_epi8(q.narrow(v[0], v[1], v[2], v[3]), by_pixel), _mm512_set1_epi8(-128));
-}
 
 PC_INLINE void put(char* d, int64_t i, int64_t count, int64_t pixel_stride, __m128i v) {
   if (i < count) _mm_storeu_si128(reinterpret_cast<__m128i*>(d + i * pixel_stride), v);
@@ -336,6 +304,7 @@ PC_TARGET_END
 
 }  // namespace
 
+extern const PlaneKernel kPlanesAvx512Vnni;
 extern const Kernel kAvx512Vnni;
 const Kernel kAvx512Vnni = {"avx512_vnni",
                             Isa::avx512_vnni,
@@ -356,7 +325,8 @@ const Kernel kAvx512Vnni = {"avx512_vnni",
                             winograd_input,
                             winograd_weight,
                             winograd_tile,
-                            winograd_output};
+                            winograd_output,
+                            &kPlanesAvx512Vnni};
 
 }  // namespace pycompress::int8_conv2d
 #endif

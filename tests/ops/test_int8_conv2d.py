@@ -53,8 +53,26 @@ DEPTHWISE = [
     (1, 16, 3, 70, 16, (1, 7), (1, 1), (0, 3), (1, 1), 16),
     (1, 2, 1, 1, 2, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     (1, 64, 7, 7, 64, (7, 7), (1, 1), (3, 3), (1, 1), 64),
+    (1, 6, 40, 90, 6, (5, 5), (2, 2), (2, 2), (1, 1), 6),
+    (1, 70, 9, 20, 70, (3, 3), (1, 1), (4, 5), (1, 1), 70),
+    (2, 5, 11, 21, 5, (3, 3), (1, 2), (2, 2), (2, 2), 5),
+    (1, 3, 9, 200, 3, (9, 6), (1, 4), (4, 3), (1, 1), 3),
+    (1, 4, 130, 130, 4, (3, 3), (1, 1), (1, 1), (1, 1), 4),
+    (1, 19, 10, 10, 19, (3, 3), (5, 5), (1, 1), (1, 1), 19),
 ]
-CASES = PLAIN + WINOGRAD + GROUPED + DEPTHWISE
+# Pixels in the lanes: runs over row ends, phases of strides in both directions, dwords of channels and of taps, groups of few columns,
+# padding beyond the kernel, an image narrower than a vector and one of several vectors, channels that leave L1
+PLANES = [
+    (1, 8, 3, 3, 8, (5, 5), (2, 2), (4, 4), (1, 1), 1),
+    (1, 16, 20, 21, 24, (3, 3), (2, 2), (5, 5), (1, 1), 4),
+    (1, 10, 14, 14, 30, (3, 3), (2, 2), (1, 1), (1, 1), 5),
+    (2, 3, 17, 40, 9, (3, 5), (2, 4), (1, 2), (2, 1), 1),
+    (1, 32, 6, 47, 20, (3, 3), (3, 2), (1, 0), (1, 1), 2),
+    (1, 44, 9, 6, 44, (1, 1), (1, 1), (0, 0), (1, 1), 11),
+    (1, 1100, 7, 10, 13, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    (1, 64, 30, 33, 16, (2, 2), (1, 2), (0, 1), (2, 3), 1),
+]
+CASES = PLAIN + WINOGRAD + GROUPED + DEPTHWISE + PLANES
 QUANTIZATION = [{}, {"x_scale": 2.0**-5}, {"x_scale": 2.0**-5, "x_zero_point": -31}, {"x_scale": 2.0**-5, "x_zero_point": 127}]
 KERNELS = all_kernels("int8_conv2d")
 NATIVE = native_kernels("int8_conv2d")
@@ -109,26 +127,39 @@ def test_integers_are_exact(case, kernel, layout):
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
-@pytest.mark.parametrize("case", WINOGRAD, ids=name)
+@pytest.mark.parametrize("case", PLAIN + WINOGRAD + GROUPED + PLANES, ids=name)
 def test_algorithms_agree(case, kernel):
     x, weight, scale, options = make(case)
-    expected = run(x, weight, scale, kernel=kernel, algorithm="direct", **options)
-    if kernel == "scalar":
-        with pytest.raises(ValueError, match="algorithm 'winograd' does not apply"):
-            run(x, weight, scale, kernel=kernel, algorithm="winograd", **options)
-        return
-    for layout in LAYOUTS:
-        assert torch.equal(run(x.to(memory_format=layout), weight, scale, kernel=kernel, algorithm="winograd", **options), expected)
+    bias = torch.randint(-50, 50, scale.shape) * 0.5
+    expected = run(x, weight, scale, bias, kernel=kernel, algorithm="direct", **options)
+    for algorithm, applies, layouts in (
+        ("winograd", case in WINOGRAD and kernel != "scalar", LAYOUTS),
+        ("planes", has_planes(case, kernel), LAYOUTS[:1]),
+    ):
+        if not applies:
+            with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not apply"):
+                run(x, weight, scale, bias, kernel=kernel, algorithm=algorithm, **options)
+            continue
+        for layout in layouts:
+            y = run(x.to(memory_format=layout), weight, scale, bias, kernel=kernel, algorithm=algorithm, **options)
+            assert torch.equal(y, expected)
+
+
+def has_planes(case, kernel):
+    """Dwords of four channels up to stride 2, of four taps while a window of them fits 16 bytes."""
+    _, c, _, _, _, (_, kw), (_, stride), _, (_, dilation), groups = case
+    channels = (c // groups % 4 == 0 or (groups == 1 and (kw == 1 or dilation > 1))) and stride <= 2
+    return kernel == "avx512_vnni" and (channels or stride + dilation <= 5)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
 def test_an_algorithm_that_does_not_apply_raises(kernel):
     x, weight, scale, options = make(DEPTHWISE[0])
-    for algorithm in ("direct", "winograd"):
+    for algorithm in ("direct", "winograd", "planes"):
         with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not apply"):
             run(x, weight, scale, kernel=kernel, algorithm=algorithm, **options)
     x, weight, scale, options = make(WINOGRAD[1])
-    with pytest.raises(ValueError, match="algorithm must be 'direct', 'winograd' or 'depthwise', got 'fft'"):
+    with pytest.raises(ValueError, match="algorithm must be 'direct', 'planes', 'winograd' or 'depthwise', got 'fft'"):
         run(x, weight, scale, kernel=kernel, algorithm="fft", **options)
 
 
@@ -166,7 +197,7 @@ def test_winograd_is_exact_up_to_its_limit_and_not_used_beyond(kernel):
     assert torch.equal(run(x, weight, torch.ones(16), kernel=kernel, algorithm="winograd", **options), expected)
     assert torch.equal(run(x, -weight, torch.ones(16), kernel=kernel, algorithm="winograd", **options), -expected)
     weight[3, 115:] = 127
-    assert chosen(weight, -128) == "direct"
+    assert chosen(weight, -128) in ("direct", "planes")
     assert chosen(weight, 0) == "winograd"
     weight[3, 60:] *= -1  # both signs never meet the same end of the range
     assert chosen(weight, -128) == "winograd"
@@ -193,7 +224,7 @@ def test_static_quantization_clamps_and_rounds_half_to_even(kernel):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", [PLAIN[5], PLAIN[7], WINOGRAD[2], GROUPED[1], DEPTHWISE[0]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], PLAIN[7], WINOGRAD[2], GROUPED[1], DEPTHWISE[0], DEPTHWISE[10]], ids=name)
 def test_images_with_nan_or_inf_come_out_as_nan_and_no_other(case, kernel, layout):
     case = (4, *case[1:])
     x, weight, scale, options = make(case)
@@ -224,7 +255,7 @@ def test_zero_and_tiny_images(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
-@pytest.mark.parametrize("case", [PLAIN[5], WINOGRAD[1], DEPTHWISE[1]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], WINOGRAD[1], DEPTHWISE[1], PLANES[2]], ids=name)
 def test_bias_and_activation(case, activation, kernel):
     x, weight, scale, options = make(case)
     scale, bias = scale * 1e-3, torch.randn(len(scale))
@@ -237,7 +268,7 @@ def test_bias_and_activation(case, activation, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], WINOGRAD[1], GROUPED[0], DEPTHWISE[1]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], PLAIN[7], WINOGRAD[1], GROUPED[0], DEPTHWISE[1], DEPTHWISE[10]], ids=name)
 def test_half_precision(case, dtype, kernel):
     x, weight, scale, options = make(case, dtype)
     scale, bias = scale * 2.0**-6, torch.randn(len(scale))
@@ -335,7 +366,7 @@ def test_strides_of_the_input(case, kernel):
 @linux_only
 @pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", [*PLAIN[:12:2], PLAIN[3], *WINOGRAD[:4], GROUPED[1], GROUPED[2], *DEPTHWISE], ids=name)
+@pytest.mark.parametrize("case", [*PLAIN[:12:2], PLAIN[3], *WINOGRAD[:4], *GROUPED[:4], *DEPTHWISE, *PLANES], ids=name)
 def test_stays_inside_its_buffers(case, layout, kernel, monkeypatch):
     x, weight, scale, options = make(case)
     bias = torch.randn(len(scale))
@@ -470,7 +501,15 @@ def test_an_int8_result_has_no_gradient(kernel):
 @pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize(
     "case",
-    [(2, 64, 30, 31, 96, *WINOGRAD[0][5:]), (2, 48, 29, 30, 70, *PLAIN[5][5:]), (2, 96, 30, 30, 96, *DEPTHWISE[0][5:9], 96)],
+    [
+        (2, 64, 30, 31, 96, *WINOGRAD[0][5:]),
+        (2, 48, 29, 30, 70, *PLAIN[5][5:]),
+        (2, 96, 30, 30, 96, *DEPTHWISE[0][5:9], 96),
+        (2, 64, 29, 31, 70, *PLAIN[6][5:]),
+        (1, 512, 5, 9, 200, *PLAIN[6][5:]),
+        (2, 3, 90, 91, 24, *PLAIN[3][5:]),
+        (2, 64, 30, 31, 64, *PLANES[2][5:9], 16),
+    ],
     ids=name,
 )
 def test_threads_do_not_change_the_result(case, kernel):
