@@ -112,6 +112,9 @@ struct Kernel {
                           Activation activation, float* y, int64_t row_stride, int64_t pixel_stride);
 
   const PlaneKernel* planes = nullptr;  // pixels in the lanes (planes.h), where the instruction set has it
+  // winograd_tile for two blocks of 16 columns, u_step and acc_step elements apart, where there are registers for it.
+  void (*winograd_tile_pair)(const int16_t* v, int64_t ld, int rows, int64_t channels, const int16_t* u, int64_t u_step, int32_t* acc,
+                             int64_t acc_step) = nullptr;
 };
 
 const KernelList<Kernel>& kernels();

@@ -42,26 +42,33 @@ float quantize_bytes(const float* x, int64_t count, float inverse, int zero_poin
   return _mm512_reduce_add_ps(bad);
 }
 
-float quantize_dwords(const float* x, int64_t plane, int64_t channels, int64_t count, int64_t stride, float inverse, int zero_point,
-                      int quant_min, char* const* dst, const PlaneVector* vectors) {
+float quantize_dwords(const float* x, int64_t plane, int64_t row, int64_t channels, int64_t rows, int64_t count, int64_t stride,
+                      float inverse, int zero_point, int quant_min, char* const* dst, int64_t dst_row, const PlaneVector* vectors) {
   const Quantizer q(inverse, zero_point, quant_min);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   __m512 bad = _mm512_setzero_ps();
-  const auto dwords = [&](int64_t i) {
-    return channels >= 4 && count - i >= 16 ? quantize4<true>(q, x + i, plane, 4, 0xffff, bad)
-                                            : quantize4<false>(q, x + i, plane, channels, lanes_of(count - i), bad);
+  const auto dwords = [&](const float* f, int64_t i) {
+    return channels >= 4 && count - i >= 16 ? quantize4<true>(q, f + i, plane, 4, 0xffff, bad)
+                                            : quantize4<false>(q, f + i, plane, channels, lanes_of(count - i), bad);
   };
   if (vectors) {
-    for (int64_t i = 0; i < count; i += 16, ++vectors) _mm512_storeu_si512(dst[0] + vectors->a, dwords(i));
-  } else if (stride == 1) {
-    for (int64_t i = 0; i < count; i += 16) _mm512_storeu_si512(dst[0] + 4 * i, dwords(i));
-  } else {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
-                  odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int64_t i = 0; i < count; i += 32) {
-      const __m512i a = dwords(i), b = count - i > 16 ? dwords(i + 16) : a;
-      if (dst[0]) _mm512_storeu_si512(dst[0] + 2 * i, _mm512_permutex2var_epi32(a, even, b));
-      if (dst[1]) _mm512_storeu_si512(dst[1] + 2 * i, _mm512_permutex2var_epi32(a, odd, b));
+    for (int64_t i = 0; i < count; i += 16, ++vectors) _mm512_storeu_si512(dst[0] + vectors->a, dwords(x, i));
+    return _mm512_reduce_add_ps(bad);
+  }
+  char *d0 = dst[0], *d1 = stride == 1 ? nullptr : dst[1];
+  for (int64_t y = 0; y < rows; ++y, x += row) {
+    if (stride == 1) {
+      for (int64_t i = 0; i < count; i += 16) _mm512_storeu_si512(d0 + 4 * i, dwords(x, i));
+    } else {
+      for (int64_t i = 0; i < count; i += 32) {
+        const __m512i a = dwords(x, i), b = count - i > 16 ? dwords(x, i + 16) : a;
+        if (d0) _mm512_storeu_si512(d0 + 2 * i, _mm512_permutex2var_epi32(a, even, b));
+        if (d1) _mm512_storeu_si512(d1 + 2 * i, _mm512_permutex2var_epi32(a, odd, b));
+      }
     }
+    if (d0) d0 += dst_row;
+    if (d1) d1 += dst_row;
   }
   return _mm512_reduce_add_ps(bad);
 }

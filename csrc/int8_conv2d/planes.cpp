@@ -227,34 +227,42 @@ struct Planes {
     return wide;
   }
 
-  // One plane of dwords of four channels: `height` rows of the input from h0 on. Vectors spill over the end of a row, so what follows it
-  // is written after it.
+  // One plane of dwords of four channels: `height` rows of the input from h0 on.
   float quad(int64_t n, int64_t q, const Image& image, int64_t h0, int64_t height, int64_t plane, const PlaneVector* vectors,
              char* dst) const {
-    const int64_t channels = std::min<int64_t>(4, s.c - q * 4), sw = s.stride_w;
+    const int64_t channels = std::min<int64_t>(4, s.c - q * 4), sw = s.stride_w, sh = s.stride_h, line = pitch * 4;
     const int zero_point = a.dynamic ? 0 : a.x_zero_point;
     int64_t step;
     if (by_tiles) {
       const float* x = four_channels(n, q, h0, channels, height * s.w, &step);
-      return planes.quantize_dwords(x, step, channels, height * s.w, 1, image.inverse, zero_point, a.quant_min, &dst, vectors);
+      return planes.quantize_dwords(x, step, 0, channels, 1, height * s.w, 1, image.inverse, zero_point, a.quant_min, &dst, 0, vectors);
     }
     float bad = 0.0f;
-    for (int64_t r = 0; r < height; ++r) {
-      const int64_t h = h0 + r, phase = s.stride_h == 1 ? 0 : r % s.stride_h;
+    for (int64_t phase = 0; phase < std::min(sh, height); ++phase) {
       if (!row_used[static_cast<size_t>(phase)]) continue;
-      char* row = dst + phase * phases_w * plane + (s.stride_h == 1 ? r : r / s.stride_h) * pitch * 4;
-      if (h < 0 || h >= s.h || pixels == 0) {
-        for (int64_t f = 0; f < sw; ++f) fill(row + f * plane, pitch);
-        continue;
+      // Rows [r0, r1) of the phase lie in the image.
+      const int64_t rows = ceil_div(height - phase, sh), r0 = std::clamp<int64_t>(ceil_div(-h0 - phase, sh), 0, rows),
+                    r1 = pixels ? std::clamp<int64_t>(ceil_div(s.h - h0 - phase, sh), r0, rows) : r0;
+      char* first = dst + phase * phases_w * plane;
+      // Vectors spill over the end of a row into the next one, so what lies around the pixels is written last.
+      const int64_t at_once = a.x_type == Element::f32 ? std::max<int64_t>(r1 - r0, 1) : 1;
+      for (int64_t r = r0; r < r1; r += at_once) {
+        const float* x = four_channels(n, q, h0 + phase + r * sh, channels, pixels, &step);
+        char* to[2] = {};  // by parity of the input pixel, which an odd padding swaps against the phases
+        for (int64_t f = 0; f < sw; ++f)
+          if (count[f]) to[source[f]] = first + f * plane + r * line + left[f] * 4;
+        bad += planes.quantize_dwords(x, step, a.x_stride[2] * sh, channels, at_once, pixels, sw, image.inverse, zero_point, a.quant_min, to,
+                                      line, nullptr);
       }
-      const float* x = four_channels(n, q, h, channels, pixels, &step);
-      char* to[2] = {};  // by parity of the input pixel, which an odd padding swaps against the phases
-      for (int64_t f = 0; f < sw; ++f)
-        if (count[f]) to[source[f]] = row + f * plane + left[f] * 4;
-      bad += planes.quantize_dwords(x, step, channels, pixels, sw, image.inverse, zero_point, a.quant_min, to, nullptr);
       for (int64_t f = 0; f < sw; ++f) {
-        fill(row + f * plane, left[f]);
-        fill(row + f * plane + (left[f] + count[f]) * 4, pitch - left[f] - count[f]);
+        char* row = first + f * plane;
+        fill(row, r0 * pitch);
+        const int64_t right = pitch - left[f] - count[f];
+        for (int64_t r = r0; r < r1; ++r) {
+          fill(row + r * line, left[f]);
+          fill(row + r * line + (left[f] + count[f]) * 4, right);
+        }
+        fill(row + r1 * line, (rows - r1) * pitch);
       }
     }
     return bad;
@@ -266,16 +274,17 @@ struct Planes {
     static thread_local Scratch byte_memory, wide_memory;
     const int64_t group = std::max<int64_t>(1, kTapRowBytes / s.w), zero_point = a.dynamic ? 0 : a.x_zero_point;
     char* bytes = byte_memory.get<char>(static_cast<size_t>(taps.before() + group * s.w + taps.behind(ow) + 64)) + taps.before();
-    float* wide = a.x_type == Element::f32 ? nullptr : wide_memory.get<float>(static_cast<size_t>(s.w));
+    float* wide = a.x_type == Element::f32 ? nullptr : wide_memory.get<float>(static_cast<size_t>(group * s.w));
     float bad = 0.0f;
     const auto row_of = [&](int64_t r) { return dst + r % s.stride_h * plane + r / s.stride_h * pitch * 4; };
     for (int64_t r0 = 0; r0 < height; r0 += group) {
       const int64_t r1 = std::min(height, r0 + group);
-      for (int64_t r = r0; r < r1; ++r) {
-        if (h0 + r < 0 || h0 + r >= s.h) continue;
+      const int64_t top = std::clamp<int64_t>(-h0, r0, r1), bottom = std::clamp<int64_t>(s.h - h0, top, r1);
+      const int64_t at_once = a.x_stride[2] == s.w ? std::max<int64_t>(bottom - top, 1) : 1;
+      for (int64_t r = top; r < bottom; r += at_once) {
         const float* x = reinterpret_cast<const float*>(element(n, c, h0 + r));
-        if (wide) kernel.gemm->widen(x, static_cast<DType>(a.x_type), s.w, wide), x = wide;
-        bad += planes.quantize_bytes(x, s.w, image.inverse, static_cast<int>(zero_point), a.quant_min, bytes + (r - r0) * s.w);
+        if (wide) kernel.gemm->widen(x, static_cast<DType>(a.x_type), at_once * s.w, wide), x = wide;
+        bad += planes.quantize_bytes(x, at_once * s.w, image.inverse, static_cast<int>(zero_point), a.quant_min, bytes + (r - r0) * s.w);
       }
       for (int64_t part = 0; part < parts; ++part)
         for (int64_t r = r0; r < r1; ++r) {

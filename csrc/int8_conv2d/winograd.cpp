@@ -69,49 +69,64 @@ struct Winograd {
       });
       g += count;
     }
-    maybe_parallel(parallel, ceil_div(s.o, kColumns), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) columns(g0, tiles, patches, step, i * kColumns, images);
+    const int64_t wide = kernel.winograd_tile_pair ? 2 * kColumns : kColumns;
+    maybe_parallel(parallel, ceil_div(s.o, wide), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) columns(g0, tiles, patches, step, i * wide, std::min(s.o, (i + 1) * wide), images);
     });
   }
 
-  // All tiles of a block, output channels [col, col + 16).
-  void columns(int64_t g0, int64_t tiles, const int16_t* patches, int64_t step, int64_t col, const Image* images) const {
+  // All tiles of a block, output channels [col, end): one block of 16, or two.
+  void columns(int64_t g0, int64_t tiles, const int16_t* patches, int64_t step, int64_t col, int64_t end, const Image* images) const {
     static thread_local Scratch weight_memory, sum_memory, strip_memory;
-    int16_t* u = weight_memory.get<int16_t>(static_cast<size_t>(kPositions * weight_step()));
-    const int64_t j = col / gemm.nr * gemm.nr, panel_cols = round_up(std::min<int64_t>(gemm.nr, s.o - j), gemm.nv);
-    kernel.winograd_weight(static_cast<const int8_t*>(a.packed) + j * layout.k() + (col - j) * gemm.kr, static_cast<int>(panel_cols), s.c,
-                           u, weight_step());
-    const int64_t used = std::min(kColumns, s.o - col);
-    float scale[kColumns] = {}, bias[kColumns] = {};
-    for (int64_t c = 0; c < used; ++c) scale[c] = a.scale[col + c], bias[c] = a.bias ? a.bias[col + c] : 0.0f;
-    const bool plain = sink.is_plain() && used == kColumns;
+    const int64_t blocks = ceil_div(end - col, kColumns), block_step = kPositions * weight_step();
+    int16_t* u = weight_memory.get<int16_t>(static_cast<size_t>(blocks * block_step));
+    float scale[2 * kColumns] = {}, bias[2 * kColumns] = {};
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t c = col + b * kColumns, j = c / gemm.nr * gemm.nr, panel_cols = round_up(std::min<int64_t>(gemm.nr, s.o - j), gemm.nv);
+      kernel.winograd_weight(static_cast<const int8_t*>(a.packed) + j * layout.k() + (c - j) * gemm.kr, static_cast<int>(panel_cols), s.c,
+                             u + b * block_step, weight_step());
+    }
+    for (int64_t c = col; c < end; ++c) scale[c - col] = a.scale[c], bias[c - col] = a.bias ? a.bias[c] : 0.0f;
     // Groups of equal size: 16 tiles are better done as 8 + 8 than as 12 + 4.
-    const int64_t rows = ceil_div(tiles, ceil_div(tiles, kernel.winograd_rows));
-    int32_t* sums = sum_memory.get<int32_t>(static_cast<size_t>(kPositions * rows * kColumns));
-    const int64_t strip_row = rows * 4 * kColumns;
-    float* strip = strip_memory.get<float>(static_cast<size_t>(4 * strip_row + 16 * kColumns));
+    const int64_t rows = ceil_div(tiles, ceil_div(tiles, kernel.winograd_rows)), sum_step = kPositions * rows * kColumns;
+    int32_t* sums = sum_memory.get<int32_t>(static_cast<size_t>(blocks * sum_step));
+    float* strip = strip_memory.get<float>(static_cast<size_t>(rows * 16 * kColumns + 16 * kColumns));
     for (int64_t t0 = 0; t0 < tiles; t0 += rows) {
       const int64_t count = std::min(rows, tiles - t0);
-      for (int64_t p = 0; p < kPositions; ++p)
-        kernel.winograd_tile(patches + p * step + t0 * ld(), ld(), static_cast<int>(count), s.c, u + p * weight_step(),
-                             sums + p * rows * kColumns);
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t g = g0 + (t0 + r) / tiles_w, n = g / tiles_h, y0 = g % tiles_h * 4, x0 = (t0 + r) % tiles_w * 4;
-        const bool direct = plain && y0 + 4 <= oh && x0 + 4 <= ow;
-        kernel.winograd_output(sums + r * kColumns, rows * kColumns, images[n].scale, scale, bias, sink.inner,
-                               direct ? sink.plain(n, y0 * ow + x0, col) : strip + r * 4 * kColumns, direct ? ow * s.o : strip_row,
-                               direct ? s.o : kColumns);
+      for (int64_t p = 0; p < kPositions; ++p) {
+        const int16_t *v = patches + p * step + t0 * ld(), *w = u + p * weight_step();
+        int32_t* acc = sums + p * rows * kColumns;
+        if (blocks == 2)
+          kernel.winograd_tile_pair(v, ld(), static_cast<int>(count), s.c, w, block_step, acc, sum_step);
+        else
+          kernel.winograd_tile(v, ld(), static_cast<int>(count), s.c, w, acc);
       }
-      // Tiles of one tile row at a time: their pixels are neighbours in the result.
-      for (int64_t r = 0; r < count;) {
-        const int64_t tx = (t0 + r) % tiles_w, run = std::min(count - r, tiles_w - tx), g = g0 + (t0 + r) / tiles_w;
-        const int64_t n = g / tiles_h, y0 = g % tiles_h * 4, x0 = tx * 4, pixels = std::min(run * 4, ow - x0);
-        // What was written directly: all but the last tile of a row that sticks out, or everything.
-        const int64_t done = plain && y0 + 4 <= oh ? pixels / 4 * 4 : 0;
-        for (int64_t y = 0; y < std::min<int64_t>(4, oh - y0); ++y)
-          sink.store(n, (y0 + y) * ow + x0 + done, pixels - done, col, used, strip + y * strip_row + (r * 4 + done) * kColumns, kColumns);
-        r += run;
-      }
+      for (int64_t b = 0; b < blocks; ++b)
+        results(g0, t0, count, rows, sums + b * sum_step, strip, col + b * kColumns, scale + b * kColumns, bias + b * kColumns, images);
+    }
+  }
+
+  // Tiles [t0, t0 + count) of a block from their sums to the result, 16 output channels from `col` on.
+  void results(int64_t g0, int64_t t0, int64_t count, int64_t rows, const int32_t* sums, float* strip, int64_t col, const float* scale,
+               const float* bias, const Image* images) const {
+    const int64_t used = std::min(kColumns, s.o - col), strip_row = rows * 4 * kColumns;
+    const bool plain = sink.is_plain() && used == kColumns;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t g = g0 + (t0 + r) / tiles_w, n = g / tiles_h, y0 = g % tiles_h * 4, x0 = (t0 + r) % tiles_w * 4;
+      const bool direct = plain && y0 + 4 <= oh && x0 + 4 <= ow;
+      kernel.winograd_output(sums + r * kColumns, rows * kColumns, images[n].scale, scale, bias, sink.inner,
+                             direct ? sink.plain(n, y0 * ow + x0, col) : strip + r * 4 * kColumns, direct ? ow * s.o : strip_row,
+                             direct ? s.o : kColumns);
+    }
+    // Tiles of one tile row at a time: their pixels are neighbours in the result.
+    for (int64_t r = 0; r < count;) {
+      const int64_t tx = (t0 + r) % tiles_w, run = std::min(count - r, tiles_w - tx), g = g0 + (t0 + r) / tiles_w;
+      const int64_t n = g / tiles_h, y0 = g % tiles_h * 4, x0 = tx * 4, pixels = std::min(run * 4, ow - x0);
+      // What was written directly: all but the last tile of a row that sticks out, or everything.
+      const int64_t done = plain && y0 + 4 <= oh ? pixels / 4 * 4 : 0;
+      for (int64_t y = 0; y < std::min<int64_t>(4, oh - y0); ++y)
+        sink.store(n, (y0 + y) * ow + x0 + done, pixels - done, col, used, strip + y * strip_row + (r * 4 + done) * kColumns, kColumns);
+      r += run;
     }
   }
 };
