@@ -7,11 +7,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "core/scratch.h"
 #include "int8_conv2d/layout.h"
-#include "int8_conv2d/planes.h"
 
 namespace pycompress::int8_conv2d {
 namespace {
@@ -104,70 +102,6 @@ struct Depthwise {
     });
   }
 
-  // Weights as dwords [kernel row][part][channel], and what the sums of operands hold too much.
-  void tap_weights(int32_t* w, int32_t* offsets, int correction) const {
-    std::memset(offsets, 0, static_cast<size_t>(s.c) * 4);
-    for (int64_t k = 0; k < s.kh; ++k)
-      for (int64_t x = 0; x < s.kw; ++x) {
-        const int8_t* row = weights() + (k * s.kw + x) * s.c;
-        int32_t* dst = w + (k * ceil_div(s.kw, 4) + x / 4) * s.c;
-        const int shift = static_cast<int>(x % 4) * 8;
-        for (int64_t c = 0; c < s.c; ++c) {
-          const int32_t dword = static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint8_t>(row[c])) << shift);
-          dst[c] = shift ? dst[c] | dword : dword;
-          offsets[c] += row[c] * correction;
-        }
-      }
-  }
-
-  // Planes as bytes, taps gathered out of them in registers: no transposition, no floats in between.
-  void byte_planes(const Image* images, bool parallel, std::atomic<bool>* poisoned) const {
-    const int zero_point = a.dynamic ? 0 : a.x_zero_point, correction = kernel.gemm->correction(zero_point);
-    std::vector<uint64_t> inside(static_cast<size_t>(Taps::inside_size(s, ow)));
-    const Taps taps(s, ow, correction, inside.data());
-    const int64_t before = taps.before(), behind = taps.behind(ow), plane = s.h * s.w;
-    const int64_t rows = std::clamp<int64_t>((kPlaneBytes / (s.w + 4 * ow) - window_h()) / s.stride_h + 1, 1, oh),
-                  cuts = ceil_div(oh, rows);
-    // Small planes are quantised several at a time: what was just stored is not yet to be loaded.
-    const int64_t group = cuts > 1 ? 1 : std::clamp<int64_t>(kPlaneBytes / 4 / plane, 1, s.c), groups = ceil_div(s.c, group);
-    static thread_local Scratch weight_memory;
-    int32_t *w = weight_memory.get<int32_t>(static_cast<size_t>((s.kh * taps.parts + 1) * s.c)), *offsets = w + s.kh * taps.parts * s.c;
-    tap_weights(w, offsets, correction);
-    maybe_parallel(parallel, s.n * groups * cuts, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch byte_memory, wide_memory, out_memory;
-      const int64_t most = cuts > 1 ? std::min(band_rows(rows), s.h) * s.w : plane;
-      char* bytes = byte_memory.get<char>(static_cast<size_t>(before + group * most + behind + 64)) + before;
-      float* wide = a.x_type == Element::f32 ? nullptr : wide_memory.get<float>(static_cast<size_t>(group * most));
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / (groups * cuts), c0 = i / cuts % groups * group, c1 = std::min(s.c, c0 + group), y0 = i % cuts * rows,
-                      y1 = std::min(oh, y0 + rows);
-        const int64_t h0 = std::clamp<int64_t>(y0 * s.stride_h - s.pad_h, 0, s.h),
-                      h1 = std::clamp<int64_t>(y0 * s.stride_h - s.pad_h + band_rows(y1 - y0), h0, s.h), pixels = (h1 - h0) * s.w;
-        // As few runs as memory allows: all planes, a plane, or a row.
-        const bool rows_joined = a.x_stride[2] == s.w, joined = rows_joined && pixels == plane && a.x_stride[1] == plane;
-        for (int64_t c = c0; c < c1; c = joined ? c1 : c + 1)
-          for (int64_t h = h0; h < h1; h = rows_joined ? h1 : h + 1) {
-            const int64_t count = joined ? (c1 - c0) * pixels : rows_joined ? pixels : s.w;
-            const char* x = element(n, c, h, 0);
-            const float* f = reinterpret_cast<const float*>(x);
-            if (wide) kernel.gemm->widen(x, static_cast<DType>(a.x_type), count, wide), f = wide;
-            const float bad = kernel.planes->quantize_bytes(f, count, images[n].inverse, zero_point, a.quant_min,
-                                                            bytes + (c - c0) * pixels + (h - h0) * s.w);
-            if (!a.dynamic && std::isnan(bad)) poisoned[n].store(true, std::memory_order_relaxed);
-          }
-        const bool straight = a.out_type == Element::f32 && !a.residual;
-        for (int64_t c = c0; c < c1; ++c) {
-          const int64_t first = (n * s.o + c) * sink.plane;
-          float* out =
-              straight ? static_cast<float*>(a.out) + first + y0 * ow : out_memory.get<float>(static_cast<size_t>((y1 - y0) * ow + 16));
-          kernel.planes->depthwise({bytes + (c - c0) * pixels - h0 * s.w, &taps, s.h, s.kh, s.stride_h, s.dilation_h, s.pad_h, w + c, s.c,
-                                    offsets[c], images[n].scale * a.scale[c], a.bias ? a.bias[c] : 0.0f, sink.inner, y0, y1, ow, out, ow});
-          if (!straight) sink.store_run(out, first + y0 * ow, (y1 - y0) * ow);
-        }
-      }
-    });
-  }
-
   // Input rows [h0, h0 + height) of image n as whole numbers, padding included.
   void load_pixels(int64_t n, int64_t h0, int64_t height, const Image& image, float* band, std::atomic<bool>* poisoned) const {
     const int64_t row = cols * s.c;
@@ -230,9 +164,8 @@ void depthwise(const Kernel& kernel, const Args& a, const Image* images, bool pa
   const Depthwise job(kernel, a);
   // Work here is bandwidth and conversion rather than multiplication, so the threshold on it is lower.
   parallel = parallel || (num_threads() > 1 && a.shape.n * a.shape.c * a.shape.h * a.shape.w >= kSerialWork / 4);
-  if (!a.x_channels_last && kernel.planes && Taps::fit(a.shape))
-    job.byte_planes(images, parallel, poisoned);
-  else if (a.x_channels_last || (a.shape.c >= kTransposedChannels))
+  if (depthwise_bytes(kernel, a, images, parallel, poisoned)) return;
+  if (a.x_channels_last || (a.shape.c >= kTransposedChannels))
     job.pixels(images, parallel, poisoned);
   else
     job.planes(images, parallel, poisoned);

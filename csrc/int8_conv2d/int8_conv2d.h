@@ -59,6 +59,7 @@ struct Args {
 };
 
 struct PlaneKernel;
+struct PixelKernel;
 
 struct Kernel {
   const char* name;
@@ -115,6 +116,7 @@ struct Kernel {
   // winograd_tile for two blocks of 16 columns, u_step and acc_step elements apart, where there are registers for it.
   void (*winograd_tile_pair)(const int16_t* v, int64_t ld, int rows, int64_t channels, const int16_t* u, int64_t u_step, int32_t* acc,
                              int64_t acc_step) = nullptr;
+  const PixelKernel* pixels = nullptr;  // depthwise with channels in the lanes (pixels.h)
 };
 
 const KernelList<Kernel>& kernels();

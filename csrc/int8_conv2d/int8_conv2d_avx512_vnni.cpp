@@ -327,6 +327,7 @@ PC_TARGET_END
 }  // namespace
 
 extern const PlaneKernel kPlanesAvx512Vnni;
+extern const PixelKernel kPixelsAvx512Vnni;
 extern const Kernel kAvx512Vnni;
 const Kernel kAvx512Vnni = {"avx512_vnni",
                             Isa::avx512_vnni,
@@ -349,7 +350,8 @@ const Kernel kAvx512Vnni = {"avx512_vnni",
                             winograd_tile,
                             winograd_output,
                             &kPlanesAvx512Vnni,
-                            winograd_tile_pair};
+                            winograd_tile_pair,
+                            &kPixelsAvx512Vnni};
 
 }  // namespace pycompress::int8_conv2d
 #endif

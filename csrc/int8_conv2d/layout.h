@@ -107,6 +107,8 @@ struct Sink {
 void direct(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
 void winograd(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
 void depthwise(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
+// False where the kernel has no such way.
+bool depthwise_bytes(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
 void planes(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
 bool planes_apply(const Kernel& kernel, const Args& args);
 bool planes_pay(const Kernel& kernel, const Args& args);

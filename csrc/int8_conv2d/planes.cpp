@@ -251,8 +251,8 @@ struct Planes {
         char* to[2] = {};  // by parity of the input pixel, which an odd padding swaps against the phases
         for (int64_t f = 0; f < sw; ++f)
           if (count[f]) to[source[f]] = first + f * plane + r * line + left[f] * 4;
-        bad += planes.quantize_dwords(x, step, a.x_stride[2] * sh, channels, at_once, pixels, sw, image.inverse, zero_point, a.quant_min, to,
-                                      line, nullptr);
+        bad += planes.quantize_dwords(x, step, a.x_stride[2] * sh, channels, at_once, pixels, sw, image.inverse, zero_point, a.quant_min,
+                                      to, line, nullptr);
       }
       for (int64_t f = 0; f < sw; ++f) {
         char* row = first + f * plane;
