@@ -35,7 +35,8 @@ float quantize(const float* x, int64_t x_step, int64_t channels, int64_t pixels,
       __m512i v[4];
       PC_UNROLL
       for (int j = 0; j < 4; ++j) {
-        const __m512 f = _mm512_loadu_ps(x + c + 16 * j);
+        __m512 f = _mm512_loadu_ps(x + c + 16 * j);
+        PC_LOADED(f);
         bad[j % 2] = _mm512_fmadd_ps(f, zero, bad[j % 2]);
         v[j] = q.round(f);
       }
@@ -45,7 +46,8 @@ float quantize(const float* x, int64_t x_step, int64_t channels, int64_t pixels,
     __m512i v[4];
     PC_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const __m512 f = _mm512_maskz_loadu_ps(lanes_of(channels - c - 16 * j), x + c + 16 * j);
+      __m512 f = _mm512_maskz_loadu_ps(lanes_of(channels - c - 16 * j), x + c + 16 * j);
+      PC_LOADED(f);
       bad[j % 2] = _mm512_fmadd_ps(f, zero, bad[j % 2]);
       v[j] = q.round(f);
     }

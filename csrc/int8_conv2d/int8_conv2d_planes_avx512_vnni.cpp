@@ -32,8 +32,8 @@ float quantize_bytes(const float* x, int64_t count, float inverse, int zero_poin
     __m512i v[4];
     PC_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const __m512 f =
-          count - i >= 64 ? _mm512_loadu_ps(x + i + 16 * j) : _mm512_maskz_loadu_ps(lanes_of(count - i - 16 * j), x + i + 16 * j);
+      __m512 f = count - i >= 64 ? _mm512_loadu_ps(x + i + 16 * j) : _mm512_maskz_loadu_ps(lanes_of(count - i - 16 * j), x + i + 16 * j);
+      PC_LOADED(f);
       bad = _mm512_fmadd_ps(f, zero, bad);
       v[j] = q.round(f);
     }
@@ -43,7 +43,8 @@ float quantize_bytes(const float* x, int64_t count, float inverse, int zero_poin
 }
 
 float quantize_dwords(const float* x, int64_t plane, int64_t row, int64_t channels, int64_t rows, int64_t count, int64_t stride,
-                      float inverse, int zero_point, int quant_min, char* const* dst, int64_t dst_row, const PlaneVector* vectors) {
+                      float inverse, int zero_point, int quant_min, const DwordTarget* targets, int64_t target_count, int64_t dst_row,
+                      const PlaneVector* vectors) {
   const Quantizer q(inverse, zero_point, quant_min);
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
                 odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
@@ -53,22 +54,29 @@ float quantize_dwords(const float* x, int64_t plane, int64_t row, int64_t channe
                                             : quantize4<false>(q, f + i, plane, channels, lanes_of(count - i), bad);
   };
   if (vectors) {
-    for (int64_t i = 0; i < count; i += 16, ++vectors) _mm512_storeu_si512(dst[0] + vectors->a, dwords(x, i));
+    for (int64_t i = 0; i < count; i += 16, ++vectors) _mm512_storeu_si512(targets->dst + vectors->a, dwords(x, i));
     return _mm512_reduce_add_ps(bad);
   }
-  char *d0 = dst[0], *d1 = stride == 1 ? nullptr : dst[1];
+  const auto put = [&](const DwordTarget& t, int64_t y, int64_t i, __m512i v) {
+    char* d = t.dst + y * dst_row + 4 * i;
+    if (i >= t.skip)
+      _mm512_storeu_si512(d, v);
+    else
+      _mm512_mask_storeu_epi32(d, static_cast<__mmask16>(~lanes_of(t.skip - i)), v);
+  };
   for (int64_t y = 0; y < rows; ++y, x += row) {
     if (stride == 1) {
-      for (int64_t i = 0; i < count; i += 16) _mm512_storeu_si512(d0 + 4 * i, dwords(x, i));
+      for (int64_t i = 0; i < count; i += 16) {
+        const __m512i v = dwords(x, i);
+        for (int64_t t = 0; t < target_count; ++t) put(targets[t], y, i, v);
+      }
     } else {
       for (int64_t i = 0; i < count; i += 32) {
-        const __m512i a = dwords(x, i), b = count - i > 16 ? dwords(x, i + 16) : a;
-        if (d0) _mm512_storeu_si512(d0 + 2 * i, _mm512_permutex2var_epi32(a, even, b));
-        if (d1) _mm512_storeu_si512(d1 + 2 * i, _mm512_permutex2var_epi32(a, odd, b));
+        const __m512i a = dwords(x, i), b = count - i > 16 ? dwords(x, i + 16) : a,
+                      v[2] = {_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b)};
+        for (int64_t t = 0; t < target_count; ++t) put(targets[t], y, i / 2, targets[t].odd ? v[1] : v[0]);
       }
     }
-    if (d0) d0 += dst_row;
-    if (d1) d1 += dst_row;
   }
   return _mm512_reduce_add_ps(bad);
 }

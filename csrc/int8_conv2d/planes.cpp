@@ -1,9 +1,9 @@
 // Planes to planes with pixels in the lanes (planes.h): a GEMM whose operands need no transposition and whose results need none either.
 //
-// A block of quantised rows holds planes of dwords: four channels of a pixel, or, of few channels, four taps of one channel. Pixels of
-// a window that lie a stride apart are kept apart (phases), so that what 16 neighbouring outputs need of one dword of weights is one
-// unaligned load. Rows follow each other without a gap but for the halo of the window: an output vector may run from one row into the
-// next, and leaves out what lies between them.
+// A block of quantised rows holds planes of dwords: four channels of a pixel, or, of few channels, four taps of one channel. What 16
+// neighbouring outputs need of one dword of weights is one load. With a stride that takes a plane for each phase of rows and each kernel
+// column; without one, all kernel columns read the same plane, whose rows then have the halo of the window between them: an output
+// vector may run from one row into the next, and leaves out what lies between.
 #include "int8_conv2d/planes.h"
 
 #include <algorithm>
@@ -38,14 +38,20 @@ struct Planes {
   Layout layout;
   Sink sink;
   int64_t oh, ow, group_channels, group_cols;
-  bool by_taps;   // a dword is four taps of one channel, else four channels of one pixel
-  int64_t quads;  // planes of dwords
-  int64_t parts;  // dwords of one kernel row of a channel, by taps
-  bool by_tiles;  // 1x1 on whole planes: dwords lie in the order of tiles, so that these read memory from one end to the other
-  int64_t phases_w, pitch;
+  bool by_taps;     // a dword is four taps of one channel, else four channels of one pixel
+  int64_t quads;    // planes of dwords
+  int64_t parts;    // dwords of one kernel row of a channel, by taps
+  bool by_tiles;    // 1x1 on whole planes: dwords lie in the order of tiles, so that these read memory from one end to the other
+  bool by_columns;  // a plane for each kernel column
+  int64_t columns, pitch;
   int nothing;
-  // Per phase of a row: padding on its left, pixels, and the first of these in the input; then input pixels of all phases.
-  int64_t left[2] = {}, count[2] = {}, source[2] = {}, pixels = 0;
+  // One row of a plane: dwords of padding on both sides, where the first pixel of the input (or its odd one) goes.
+  struct Line {
+    int64_t left, right, first;
+    bool odd;
+  };
+  std::vector<Line> lines;     // one per plane of a quad and phase of rows
+  int64_t pixels = 0;          // of an input row that any of them wants
   std::vector<bool> row_used;  // phases of rows that a kernel row reads
 
   Planes(const Kernel& kernel_, const Args& args)
@@ -64,17 +70,17 @@ struct Planes {
         parts(ceil_div(args.shape.kw, 4)),
         by_tiles(args.shape.taps() == 1 && args.shape.stride_h == 1 && args.shape.stride_w == 1 && args.shape.pad_h == 0 &&
                  args.shape.pad_w == 0 && args.x_stride[2] == args.shape.w && !by_taps),
-        phases_w(by_taps ? 1 : args.shape.stride_w),
-        pitch(by_taps ? ow : ow + (args.shape.kw - 1) * args.shape.dilation_w / args.shape.stride_w),
+        by_columns(args.shape.stride_w > 1 && !by_taps),
+        columns(by_columns ? args.shape.kw : 1),
+        pitch(by_taps || by_columns ? ow : ow + (args.shape.kw - 1) * args.shape.dilation_w),
         nothing(kernel_.gemm->correction(args.dynamic ? 0 : args.x_zero_point)),
         row_used(static_cast<size_t>(args.shape.stride_h)) {
     for (int64_t ky = 0; ky < s.kh; ++ky) row_used[static_cast<size_t>(ky * s.dilation_h % s.stride_h)] = true;
-    for (int64_t f = 0; f < phases_w && !by_taps; ++f) {
-      bool used = false;
-      for (int64_t kx = 0; kx < s.kw; ++kx) used |= kx * s.dilation_w % s.stride_w == f;
-      left[f] = std::min(s.pad_w > f ? ceil_div(s.pad_w - f, s.stride_w) : 0, pitch), source[f] = left[f] * s.stride_w + f - s.pad_w;
-      count[f] = used ? std::clamp<int64_t>(ceil_div(s.w - source[f], s.stride_w), 0, pitch - left[f]) : 0;
-      if (count[f]) pixels = std::max(pixels, source[f] + (count[f] - 1) * s.stride_w + 1);
+    for (int64_t i = 0; i < columns && !by_taps; ++i) {
+      const int64_t sw = s.stride_w, shift = i * s.dilation_w - s.pad_w, odd = (shift % sw + sw) % sw, first = (odd - shift) / sw;
+      const int64_t left = std::clamp<int64_t>(first, 0, pitch), end = std::clamp<int64_t>(first + ceil_div(s.w - odd, sw), left, pitch);
+      lines.push_back({left, pitch - end, first, odd != 0});
+      if (end > left) pixels = std::max(pixels, (end - 1 - first) * sw + odd + 1);
     }
   }
 
@@ -86,12 +92,12 @@ struct Planes {
 
   int64_t window_h() const { return (s.kh - 1) * s.dilation_h + 1; }
   int64_t in_rows(int64_t out_rows) const { return (out_rows - 1) * s.stride_h + window_h(); }
-  // A plane of one phase: bytes. Not a multiple of 4 KB, where all planes would fall into the same sets of L1.
+  // Bytes of a plane. Not a multiple of 4 KB, where all planes would fall into the same sets of L1.
   int64_t plane_bytes(int64_t out_rows) const {
     const int64_t bytes = round_up(((out_rows + (s.kh - 1) * s.dilation_h / s.stride_h) * pitch + 64) * 4, 64);
     return bytes % 1024 == 0 ? bytes + 64 : bytes;
   }
-  int64_t quad_bytes(int64_t out_rows) const { return by_tiles ? kTileBytes : plane_bytes(out_rows) * s.stride_h * phases_w; }
+  int64_t quad_bytes(int64_t out_rows) const { return by_tiles ? kTileBytes : plane_bytes(out_rows) * s.stride_h * columns; }
   int64_t block_bytes(int64_t out_rows) const {
     return quads * quad_bytes(out_rows) * (by_tiles ? ceil_div(vector_count(out_rows), kTileVectors) : 1);
   }
@@ -101,13 +107,13 @@ struct Planes {
   void a_steps(int64_t out_rows, int64_t* steps) const {
     const int64_t plane = plane_bytes(out_rows), quad = quad_bytes(out_rows);
     for (int64_t ky = 0; ky < s.kh; ++ky) {
-      const int64_t y = ky * s.dilation_h, row = y % s.stride_h * phases_w * plane + y / s.stride_h * pitch * 4;
+      const int64_t y = ky * s.dilation_h, row = y % s.stride_h * columns * plane + y / s.stride_h * pitch * 4;
       if (by_taps) {
         for (int64_t i = 0; i < group_channels * parts; ++i) *steps++ = row + i * quad;
         continue;
       }
       for (int64_t kx = 0; kx < s.kw; ++kx) {
-        const int64_t x = kx * s.dilation_w, tap = row + x % s.stride_w * plane + x / s.stride_w * 4;
+        const int64_t tap = row + (by_columns ? kx * plane : kx * s.dilation_w * 4);
         for (int64_t i = 0; i < ceil_div(group_channels, 4); ++i) *steps++ = tap + i * quad;
       }
     }
@@ -230,12 +236,16 @@ struct Planes {
   // One plane of dwords of four channels: `height` rows of the input from h0 on.
   float quad(int64_t n, int64_t q, const Image& image, int64_t h0, int64_t height, int64_t plane, const PlaneVector* vectors,
              char* dst) const {
-    const int64_t channels = std::min<int64_t>(4, s.c - q * 4), sw = s.stride_w, sh = s.stride_h, line = pitch * 4;
+    static thread_local Scratch target_memory;
+    const int64_t channels = std::min<int64_t>(4, s.c - q * 4), sh = s.stride_h, line = pitch * 4;
     const int zero_point = a.dynamic ? 0 : a.x_zero_point;
+    DwordTarget* targets = target_memory.get<DwordTarget>(lines.size());
     int64_t step;
     if (by_tiles) {
       const float* x = four_channels(n, q, h0, channels, height * s.w, &step);
-      return planes.quantize_dwords(x, step, 0, channels, 1, height * s.w, 1, image.inverse, zero_point, a.quant_min, &dst, 0, vectors);
+      targets[0] = {dst, 0, false};
+      return planes.quantize_dwords(x, step, 0, channels, 1, height * s.w, 1, image.inverse, zero_point, a.quant_min, targets, 1, 0,
+                                    vectors);
     }
     float bad = 0.0f;
     for (int64_t phase = 0; phase < std::min(sh, height); ++phase) {
@@ -243,24 +253,25 @@ struct Planes {
       // Rows [r0, r1) of the phase lie in the image.
       const int64_t rows = ceil_div(height - phase, sh), r0 = std::clamp<int64_t>(ceil_div(-h0 - phase, sh), 0, rows),
                     r1 = pixels ? std::clamp<int64_t>(ceil_div(s.h - h0 - phase, sh), r0, rows) : r0;
-      char* first = dst + phase * phases_w * plane;
+      char* first = dst + phase * columns * plane;
       // Vectors spill over the end of a row into the next one, so what lies around the pixels is written last.
       const int64_t at_once = a.x_type == Element::f32 ? std::max<int64_t>(r1 - r0, 1) : 1;
       for (int64_t r = r0; r < r1; r += at_once) {
         const float* x = four_channels(n, q, h0 + phase + r * sh, channels, pixels, &step);
-        char* to[2] = {};  // by parity of the input pixel, which an odd padding swaps against the phases
-        for (int64_t f = 0; f < sw; ++f)
-          if (count[f]) to[source[f]] = first + f * plane + r * line + left[f] * 4;
-        bad += planes.quantize_dwords(x, step, a.x_stride[2] * sh, channels, at_once, pixels, sw, image.inverse, zero_point, a.quant_min,
-                                      to, line, nullptr);
+        int64_t count = 0;
+        for (size_t i = 0; i < lines.size(); ++i)
+          if (lines[i].left + lines[i].right < pitch)
+            targets[count++] = {first + static_cast<int64_t>(i) * plane + r * line + lines[i].first * 4,
+                                std::max<int64_t>(-lines[i].first, 0), lines[i].odd};
+        bad += planes.quantize_dwords(x, step, a.x_stride[2] * sh, channels, at_once, pixels, s.stride_w, image.inverse, zero_point,
+                                      a.quant_min, targets, count, line, nullptr);
       }
-      for (int64_t f = 0; f < sw; ++f) {
-        char* row = first + f * plane;
+      for (size_t i = 0; i < lines.size(); ++i) {
+        char* row = first + static_cast<int64_t>(i) * plane;
         fill(row, r0 * pitch);
-        const int64_t right = pitch - left[f] - count[f];
         for (int64_t r = r0; r < r1; ++r) {
-          fill(row + r * line, left[f]);
-          fill(row + r * line + (left[f] + count[f]) * 4, right);
+          fill(row + r * line, lines[i].left);
+          fill(row + (r + 1) * line - lines[i].right * 4, lines[i].right);
         }
         fill(row + r1 * line, (rows - r1) * pitch);
       }
@@ -376,15 +387,18 @@ bool planes_apply(const Kernel& kernel, const Args& a) {
 }
 
 // Products and what is beside them, in lanes that hold results: columns are padded to vectors the direct way, pixels this way.
-// Transposing a result costs the direct way as much as kTransposed products (measured: 0.3 to 0.6 cycles).
+// Transposing a result costs the direct way as much as kTransposed products (measured: 0.3 to 0.6 cycles). Deep windows cost this
+// way kDeep: their weights no longer stay in L1, and of the lines they come in a tile reads a half.
 bool planes_pay(const Kernel& kernel, const Args& a) {
-  constexpr double kTransposed = 55;
+  constexpr double kTransposed = 55, kDeep = 1.1;
+  constexpr int64_t kDeepSteps = 128;
   const Planes job(kernel, a);
   const double pixels = static_cast<double>(job.oh * job.ow), o = static_cast<double>(a.shape.o);
   const double direct_columns = static_cast<double>(job.layout.sets * round_up(job.layout.cols, kernel.gemm->nv)),
                columns = static_cast<double>(a.shape.groups * round_up(job.group_cols, kPlaneChannels / 2)),
                lanes = static_cast<double>(job.vector_count(job.oh) * kernel.planes->lanes);
-  return columns * lanes * static_cast<double>(4 * job.steps()) <
+  const double factor = job.steps() > kDeepSteps ? kDeep : 1.0;
+  return columns * lanes * static_cast<double>(4 * job.steps()) * factor <
          pixels * (direct_columns * static_cast<double>(job.layout.k()) + o * kTransposed);
 }
 

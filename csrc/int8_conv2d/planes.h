@@ -33,6 +33,13 @@ struct PlaneVector {
   uint16_t keep;   // lanes that hold results
 };
 
+// Where the dwords of every pixel go, or, with stride 2, those of the even or the odd pixels.
+struct DwordTarget {
+  char* dst;     // of the first one
+  int64_t skip;  // that many are not written: they would lie before the row
+  bool odd;
+};
+
 // One output channel of up to 3 vectors of pixels times up to 8 output channels, written to planes.
 struct PlaneTile {
   const char* const* a;  // one operand vector each, at the first step
@@ -71,11 +78,11 @@ struct PlaneKernel {
   int lanes;
   // count pixels of one channel -> bytes. Returns 0, or NaN if one is NaN or Inf (so do the others).
   float (*quantize_bytes)(const float* x, int64_t count, float inverse, int zero_point, int quant_min, char* dst);
-  // Up to 4 channels of rows of `count` pixels -> dwords, rows dst_row bytes apart. With stride 2 even pixels go to dst[0], odd ones to
-  // dst[1]; null is left out. Writes whole vectors, rows ascending; with stride 1 and one row vector i to dst[0] + vectors[i].a if
-  // vectors are given.
+  // Up to 4 channels of rows of `count` pixels -> dwords in each of `targets`, whole vectors of them, rows ascending; if vectors are given
+  // (one row, one target, stride 1), vector i goes to dst + vectors[i].a.
   float (*quantize_dwords)(const float* x, int64_t plane, int64_t row, int64_t channels, int64_t rows, int64_t count, int64_t stride,
-                           float inverse, int zero_point, int quant_min, char* const* dst, int64_t dst_row, const PlaneVector* vectors);
+                           float inverse, int zero_point, int quant_min, const DwordTarget* targets, int64_t target_count, int64_t dst_row,
+                           const PlaneVector* vectors);
   // One row of bytes -> a dword of taps for each of `pixels` output pixels, whole vectors of them.
   void (*gather)(const char* row, const Taps& taps, int64_t part, int64_t pixels, char* dst);
   void (*tile)(const PlaneTile& tile);
