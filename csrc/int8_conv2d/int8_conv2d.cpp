@@ -138,7 +138,8 @@ Args simplified(const Args& args) {
 const char* fastest(const Kernel& kernel, const Args& args) {
   if (is_depthwise(args.shape)) return "depthwise";
   if (winograd_applies(kernel, args) && winograd_pays(kernel, args)) return "winograd";
-  return planes_apply(kernel, args) && planes_pay(kernel, args) ? "planes" : "direct";
+  if (planes_apply(kernel, args) && planes_pay(kernel, args)) return "planes";
+  return grouped_applies(kernel, args) && grouped_pays(kernel, args) ? "grouped" : "direct";
 }
 
 }  // namespace
@@ -150,7 +151,7 @@ void conv2d(const Kernel& kernel, const Args& args, const char* algorithm) {
   if (s.n * s.o * s.out_h() * s.out_w() == 0) return;
   const std::string name = *algorithm ? algorithm : fastest(kernel, args);
   if ((name == "depthwise") != is_depthwise(s) || (name == "winograd" && !winograd_applies(kernel, args)) ||
-      (name == "planes" && !planes_apply(kernel, args)))
+      (name == "planes" && !planes_apply(kernel, args)) || (name == "grouped" && !grouped_applies(kernel, args)))
     throw std::invalid_argument("int8_conv2d: algorithm '" + name + "' does not apply to this convolution");
   const bool parallel = s.n * s.o * s.out_h() * s.out_w() * (s.c / s.groups) * s.taps() >= kSerialWork && num_threads() > 1;
   std::vector<Image> images(static_cast<size_t>(s.n));
@@ -163,10 +164,13 @@ void conv2d(const Kernel& kernel, const Args& args, const char* algorithm) {
     depthwise(kernel, simple, images.data(), parallel, poisoned.data());
   else if (name == "planes")
     planes(kernel, simple, images.data(), parallel, poisoned.data());
+  else if (name == "grouped")
+    grouped(kernel, simple, images.data(), parallel, poisoned.data());
   else if (name == "direct")
     direct(kernel, simple, images.data(), parallel, poisoned.data());
   else
-    throw std::invalid_argument("int8_conv2d: algorithm must be 'direct', 'planes', 'winograd' or 'depthwise', got '" + name + "'");
+    throw std::invalid_argument("int8_conv2d: algorithm must be 'direct', 'planes', 'grouped', 'winograd' or 'depthwise', got '" + name +
+                                "'");
   for (int64_t n = 0; n < s.n; ++n)
     if (poisoned[static_cast<size_t>(n)]) Sink(kernel, args).poison(n);
 }

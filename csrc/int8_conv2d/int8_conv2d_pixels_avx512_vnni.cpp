@@ -1,4 +1,4 @@
-// AVX-512 VNNI, depthwise with channels in the lanes.
+// AVX-512 VNNI, small groups with channels in the lanes.
 #include "core/target.h"
 #if PC_X86
 #include <immintrin.h>
@@ -178,12 +178,83 @@ void depthwise(const DepthwisePixels& p) {
       }
 }
 
+// The first kBytes bytes of 64: fewer of them cross a line.
+template <int kBytes>
+PC_INLINE __m512i load_groups(const char* p) {
+  return kBytes == 16   ? _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
+         : kBytes == 32 ? _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+                        : _mm512_loadu_si512(p);
+}
+
+template <int kBytes, int kTaps, int kQuads>
+void grouped_pixels(const GroupedPixels& p) {
+  const __mmask16 m = first(p.channels);
+  const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(p.image_scale), _mm512_maskz_loadu_ps(m, p.scale)),
+               bias = p.bias ? _mm512_maskz_loadu_ps(m, p.bias) : _mm512_setzero_ps(),
+               floor = _mm512_set1_ps(p.activation == Activation::relu ? 0.0f : -INFINITY);
+  const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(p.offsets));
+  const int64_t taps = kTaps ? kTaps : p.tap_count, quads = kQuads ? kQuads : p.quads, step = p.pixel_step, out_step = p.out_pixel;
+  const int64_t* offsets = p.taps;
+  __m512i index[kQuads ? kQuads : 1];
+  PC_UNROLL
+  for (int i = 0; i < kQuads; ++i) index[i] = _mm512_loadu_si512(p.index + 16 * i);
+  const char* x = p.x;
+  float* out = p.out;
+  for (int64_t i = 0; i < p.pixels; ++i, x += step, out += out_step) {
+    __m512i acc[2] = {start, _mm512_setzero_si512()};
+    const int32_t* w = p.weights;
+    PC_UNROLL
+    for (int64_t t = 0; t < taps; ++t) {
+      const __m512i v = load_groups<kBytes>(x + offsets[t]);
+      PC_UNROLL
+      for (int64_t q = 0; q < quads; ++q, w += 16) {
+        const __m512i e = _mm512_permutexvar_epi32(kQuads ? index[kQuads ? q : 0] : _mm512_loadu_si512(p.index + 16 * q), v);
+        __m512i& sum = acc[kTaps ? t % 2 : q % 2];
+        sum = _mm512_dpbusd_epi32(sum, e, _mm512_loadu_si512(w));
+      }
+    }
+    const __m512i sum = _mm512_add_epi32(acc[0], acc[1]);
+    _mm512_mask_storeu_ps(out, m, _mm512_max_ps(floor, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, bias)));
+  }
+}
+
+template <int kTaps, int kQuads>
+void grouped_width(const GroupedPixels& p) {
+  const int32_t* last = p.index + 16 * (p.quads - 1);
+  int32_t top = 0;
+  for (int64_t i = 0; i < p.channels; ++i) top = last[i] > top ? last[i] : top;
+  if (top < 4) return grouped_pixels<16, kTaps, kQuads>(p);
+  if (top < 8) return grouped_pixels<32, kTaps, kQuads>(p);
+  grouped_pixels<64, kTaps, kQuads>(p);
+}
+
+void grouped(const GroupedPixels& p) {
+  if (p.tap_count == 9 && p.quads == 1)
+    grouped_width<9, 1>(p);
+  else if (p.tap_count == 9 && p.quads == 2)
+    grouped_width<9, 2>(p);
+  else if (p.quads == 1)
+    grouped_width<0, 1>(p);
+  else if (p.quads == 2)
+    grouped_width<0, 2>(p);
+  else if (p.quads == 4)
+    grouped_width<0, 4>(p);
+  else
+    grouped_width<0, 0>(p);
+  if (p.activation <= Activation::relu) return;
+  const __mmask16 m = first(p.channels);
+  for (int64_t i = 0; i < p.pixels; ++i) {
+    float* out = p.out + i * p.out_pixel;
+    _mm512_mask_storeu_ps(out, m, activate_avx512(_mm512_maskz_loadu_ps(m, out), p.activation));
+  }
+}
+
 PC_TARGET_END
 
 }  // namespace
 
 extern const PixelKernel kPixelsAvx512Vnni;
-const PixelKernel kPixelsAvx512Vnni = {quantize, load, depthwise};
+const PixelKernel kPixelsAvx512Vnni = {quantize, load, depthwise, grouped};
 
 }  // namespace pycompress::int8_conv2d
 #endif

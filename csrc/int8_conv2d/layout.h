@@ -112,6 +112,9 @@ bool depthwise_bytes(const Kernel& kernel, const Args& args, const Image* images
 void planes(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
 bool planes_apply(const Kernel& kernel, const Args& args);
 bool planes_pay(const Kernel& kernel, const Args& args);
+void grouped(const Kernel& kernel, const Args& args, const Image* images, bool parallel, std::atomic<bool>* poisoned);
+bool grouped_applies(const Kernel& kernel, const Args& args);
+bool grouped_pays(const Kernel& kernel, const Args& args);
 bool winograd_applies(const Kernel& kernel, const Args& args);
 bool winograd_pays(const Kernel& kernel, const Args& args);
 

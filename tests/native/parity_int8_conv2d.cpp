@@ -4,6 +4,7 @@
 
 #include "core/float_rows.h"
 #include "int8_conv2d/int8_conv2d.h"
+#include "int8_conv2d/layout.h"
 #include "parity.h"
 
 namespace {
@@ -87,7 +88,8 @@ void sums(const Kernel& kernel, const Shape& s, const char* algorithm) {
   parity::expect(right, name(kernel, {s}, "sums ") + algorithm);
 }
 
-void compare(const Kernel& kernel, const Kernel& scalar, const Case& c) {
+// What the kernel picks by itself, and pixels in the lanes and small groups wherever they apply.
+void compare(const Kernel& kernel, const Kernel& scalar, const Case& c, const char* algorithm) {
   const Shape& s = c.shape;
   Random random(static_cast<uint64_t>(s.c * 1009 + s.o * 31 + s.h));
   const int64_t cg = s.c / s.groups, out_count = s.n * s.o * s.out_h() * s.out_w(), x_count = s.n * s.c * s.h * s.w;
@@ -114,7 +116,9 @@ void compare(const Kernel& kernel, const Kernel& scalar, const Case& c) {
     a.out_scale = 0.05f, a.out_zero_point = 3, a.out_min = -128;
     a.residual = c.residual ? residual.data() : nullptr, a.residual_type = residual_type, a.residual_scale = 0.02f;
     a.residual_zero_point = -5;
-    conv2d(*kr, a, "");
+    const std::string forced = kr == &scalar ? "" : algorithm;
+    if ((forced == "planes" && !planes_apply(*kr, a)) || (forced == "grouped" && !grouped_applies(*kr, a))) return;
+    conv2d(*kr, a, forced.c_str());
   }
   if (c.out_type == Element::i8) {
     parity::expect(std::memcmp(got.data(), expected.data(), got.bytes()) == 0, name(kernel, c, "bytes"));
@@ -135,7 +139,8 @@ void run() {
   const Kernel& scalar = *list.back();
   parity::expect(scalar.isa == Isa::scalar, "the last kernel is not the scalar one");
   // n c h w, o kh kw, stride, padding, dilation, groups: 1x1, 3x3 (direct and Winograd), strides, dilation, groups, depthwise with and
-  // without a multiplier, odd everything, an output of one pixel, padding wider than the image.
+  // without a multiplier, odd everything, an output of one pixel, padding wider than the image; small groups with strides and dilation,
+  // depthwise over several vectors of pixels and blocks of channels.
   const Shape shapes[] = {
       {1, 3, 7, 9, 5, 3, 3, 1, 1, 1, 1, 1, 1, 1},      {2, 16, 9, 9, 17, 3, 3, 1, 1, 1, 1, 1, 1, 1},
       {1, 32, 14, 14, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1},  {1, 64, 6, 17, 33, 1, 1, 1, 1, 0, 0, 1, 1, 1},
@@ -144,7 +149,11 @@ void run() {
       {2, 8, 9, 9, 12, 3, 3, 1, 1, 1, 1, 1, 1, 4},     {1, 6, 8, 8, 6, 3, 3, 1, 1, 1, 1, 1, 1, 6},
       {1, 35, 15, 13, 35, 3, 3, 2, 2, 1, 1, 1, 1, 35}, {1, 5, 9, 9, 10, 5, 5, 1, 1, 2, 2, 1, 1, 5},
       {1, 9, 1, 33, 11, 1, 5, 1, 1, 0, 2, 1, 1, 1},    {1, 4, 3, 3, 3, 3, 3, 1, 1, 0, 0, 1, 1, 1},
-      {1, 2, 2, 2, 2, 3, 3, 1, 1, 4, 4, 1, 1, 1},
+      {1, 2, 2, 2, 2, 3, 3, 1, 1, 4, 4, 1, 1, 1},      {1, 32, 9, 20, 24, 3, 3, 2, 2, 1, 1, 1, 1, 4},
+      {1, 64, 7, 10, 13, 1, 1, 1, 1, 0, 0, 1, 1, 1},   {1, 3, 17, 40, 9, 3, 5, 2, 4, 1, 2, 2, 1, 1},
+      {2, 32, 5, 9, 16, 3, 3, 1, 1, 1, 1, 1, 1, 8},    {1, 16, 5, 19, 8, 1, 3, 1, 1, 0, 3, 1, 2, 2},
+      {1, 70, 5, 20, 70, 3, 3, 1, 1, 4, 5, 1, 1, 70},  {1, 3, 20, 45, 3, 5, 5, 2, 2, 2, 2, 1, 1, 3},
+      {1, 3, 9, 90, 3, 4, 6, 1, 4, 4, 3, 1, 1, 3},
   };
   for (const Kernel* kernel : list) {
     for (const Shape& s : shapes) {
@@ -153,7 +162,9 @@ void run() {
         parity::fresh([&] { sums(*kernel, s, "winograd"); });
     }
     if (kernel == &scalar) continue;
-    const auto check = [&](const Case& c) { parity::fresh([&] { compare(*kernel, scalar, c); }); };
+    const auto check = [&](const Case& c) {
+      for (const char* algorithm : {"", "planes", "grouped"}) parity::fresh([&] { compare(*kernel, scalar, c, algorithm); });
+    };
     for (const Shape& s : shapes) {
       for (bool last : {false, true}) {
         check({s, Element::f32, Element::f32, last, last});

@@ -45,6 +45,11 @@ GROUPED = [
     (1, 8, 9, 9, 24, (3, 3), (1, 1), (1, 1), (1, 1), 8),
     (1, 64, 6, 6, 128, (3, 3), (2, 2), (1, 1), (1, 1), 2),
     (1, 4, 40, 40, 4, (23, 23), (1, 1), (11, 11), (1, 1), 4),  # depthwise with too many taps for exact float sums
+    (2, 64, 9, 9, 32, (3, 3), (1, 1), (1, 1), (1, 1), 8),
+    (1, 128, 7, 14, 64, (5, 5), (1, 2), (2, 2), (1, 1), 16),
+    (1, 32, 7, 9, 16, (1, 3), (1, 1), (0, 3), (1, 2), 2),
+    (1, 12, 5, 6, 15, (2, 3), (1, 1), (1, 1), (1, 1), 3),
+    (1, 24, 6, 21, 10, (1, 1), (1, 1), (0, 0), (1, 1), 2),
 ]
 DEPTHWISE = [
     (2, 8, 12, 9, 8, (3, 3), (1, 1), (1, 1), (1, 1), 8),
@@ -135,6 +140,7 @@ def test_algorithms_agree(case, kernel):
     for algorithm, applies, layouts in (
         ("winograd", case in WINOGRAD and kernel != "scalar", LAYOUTS),
         ("planes", has_planes(case, kernel), LAYOUTS[:1]),
+        ("grouped", has_grouped(case, kernel), LAYOUTS),
     ):
         if not applies:
             with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not apply"):
@@ -152,14 +158,22 @@ def has_planes(case, kernel):
     return kernel == "avx512_vnni" and (channels or stride + dilation <= 5)
 
 
+def has_grouped(case, kernel):
+    """As many groups as fill 16 output channels, with all their inputs in 64 bytes."""
+    _, c, _, _, o, _, _, _, _, groups = case
+    merged = max(m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or o // groups * m <= 16))
+    small = o // groups * merged <= 16 and c // groups * merged <= 64
+    return kernel == "avx512_vnni" and groups > 1 and c // groups % 4 == 0 and small
+
+
 @pytest.mark.parametrize("kernel", NATIVE)
 def test_an_algorithm_that_does_not_apply_raises(kernel):
     x, weight, scale, options = make(DEPTHWISE[0])
-    for algorithm in ("direct", "winograd", "planes"):
+    for algorithm in ("direct", "winograd", "planes", "grouped"):
         with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not apply"):
             run(x, weight, scale, kernel=kernel, algorithm=algorithm, **options)
     x, weight, scale, options = make(WINOGRAD[1])
-    with pytest.raises(ValueError, match="algorithm must be 'direct', 'planes', 'winograd' or 'depthwise', got 'fft'"):
+    with pytest.raises(ValueError, match="algorithm must be 'direct', 'planes', 'grouped', 'winograd' or 'depthwise', got 'fft'"):
         run(x, weight, scale, kernel=kernel, algorithm="fft", **options)
 
 
@@ -255,7 +269,7 @@ def test_zero_and_tiny_images(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu6", "hardswish"])
-@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], WINOGRAD[1], DEPTHWISE[1], PLANES[2]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[5], WINOGRAD[1], GROUPED[5], DEPTHWISE[1], PLANES[2]], ids=name)
 def test_bias_and_activation(case, activation, kernel):
     x, weight, scale, options = make(case)
     scale, bias = scale * 1e-3, torch.randn(len(scale))
@@ -281,7 +295,7 @@ def test_half_precision(case, dtype, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[7], WINOGRAD[1], GROUPED[2], DEPTHWISE[1], DEPTHWISE[2]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[7], WINOGRAD[1], GROUPED[2], GROUPED[6], DEPTHWISE[1], DEPTHWISE[2]], ids=name)
 def test_int8_in_and_out(case, kernel):
     """Int8 results are quantize(result), int8 inputs are the result of dequantize(input): bit for bit."""
     x, weight, scale, options = make(case)
@@ -319,7 +333,7 @@ def test_int8_minus_128_is_taken_as_it_is(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", [PLAIN[5], WINOGRAD[1], DEPTHWISE[1]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[5], WINOGRAD[1], GROUPED[5], DEPTHWISE[1]], ids=name)
 def test_residual(case, layout, kernel):
     x, weight, scale, options = make(case)
     x, scale = x.to(memory_format=layout), scale * 2.0**-6
@@ -366,7 +380,7 @@ def test_strides_of_the_input(case, kernel):
 @linux_only
 @pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", [*PLAIN[:12:2], PLAIN[3], *WINOGRAD[:4], *GROUPED[:4], *DEPTHWISE, *PLANES], ids=name)
+@pytest.mark.parametrize("case", [*PLAIN[:12:2], PLAIN[3], *WINOGRAD[:4], *GROUPED[:4], *GROUPED[5:], *DEPTHWISE, *PLANES], ids=name)
 def test_stays_inside_its_buffers(case, layout, kernel, monkeypatch):
     x, weight, scale, options = make(case)
     bias = torch.randn(len(scale))
