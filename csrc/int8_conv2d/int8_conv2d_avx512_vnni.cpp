@@ -63,7 +63,7 @@ PC_INLINE void quantize_block(const Quantizer& q, const float* x, int64_t plane,
   PC_UNROLL
   for (int i = 0; i < 4; ++i) {
     r[i] = _mm512_setzero_si512();
-    if (kWhole || i * 4 < channels) r[i] = quantize4<kWhole>(q, x + i * 4 * plane, plane, channels - i * 4, m, bad[i]);
+    if (kWhole || i * 4 < channels) r[i] = quantize4<kWhole>(q, x + i * 4 * plane, plane, channels - i * 4, m, -16 * plane, bad[i]);
   }
   // 4x4 dwords within each lane: out[j] lane l = 16 channels of pixel 4 l + j
   const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpacklo_epi32(r[2], r[3]), e = _mm512_unpackhi_epi32(r[0], r[1]),

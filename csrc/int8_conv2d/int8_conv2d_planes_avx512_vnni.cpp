@@ -50,8 +50,8 @@ float quantize_dwords(const float* x, int64_t plane, int64_t row, int64_t channe
                 odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   __m512 bad = _mm512_setzero_ps();
   const auto dwords = [&](const float* f, int64_t i) {
-    return channels >= 4 && count - i >= 16 ? quantize4<true>(q, f + i, plane, 4, 0xffff, bad)
-                                            : quantize4<false>(q, f + i, plane, channels, lanes_of(count - i), bad);
+    return channels >= 4 && count - i >= 16 ? quantize4<true>(q, f + i, plane, 4, 0xffff, 4 * plane, bad)
+                                            : quantize4<false>(q, f + i, plane, channels, lanes_of(count - i), 4 * plane, bad);
   };
   if (vectors) {
     for (int64_t i = 0; i < count; i += 16, ++vectors) _mm512_storeu_si512(targets->dst + vectors->a, dwords(x, i));

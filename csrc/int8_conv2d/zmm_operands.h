@@ -7,8 +7,11 @@ PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mm
 // One load for both uses of a vector: compilers fold it into the two instructions, which makes two of it, each often of two lines.
 #if defined(__GNUC__)
 #define PC_LOADED(v) __asm__("" : "+v"(v))
+// An address that is not split into one induction variable per use: 16 planes would put 32 pointers on the stack.
+#define PC_ADDRESS(p) __asm__("" : "+r"(p))
 #else
 #define PC_LOADED(v) ((void)0)
+#define PC_ADDRESS(p) ((void)0)
 #endif
 
 struct Quantizer {
@@ -29,15 +32,19 @@ struct Quantizer {
   }
 };
 
-// Four channels of 16 pixels: each 128-bit lane holds 4 pixels of 4 bytes.
+// Four channels of 16 pixels: each 128-bit lane holds 4 pixels of 4 bytes. What lies `ahead` elements from here is fetched: the planes
+// are many streams, each too short for hardware to run ahead of.
 template <bool kWhole>
-PC_INLINE __m512i quantize4(const Quantizer& q, const float* x, int64_t plane, int64_t channels, __mmask16 m, __m512& bad) {
+PC_INLINE __m512i quantize4(const Quantizer& q, const float* x, int64_t plane, int64_t channels, __mmask16 m, int64_t ahead,
+                            __m512& bad) {
   const __m512 zero = _mm512_setzero_ps();
+  const float* later = x + ahead;
+  PC_ADDRESS(x);
+  PC_ADDRESS(later);
   __m512i v[4];
   PC_UNROLL
   for (int i = 0; i < 4; ++i) {
-    // The next four channels: their planes are streams of their own, too short each for hardware to run ahead of.
-    _mm_prefetch(reinterpret_cast<const char*>(x + (i + 4) * plane), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(later + i * plane), _MM_HINT_T0);
     __m512 f = kWhole ? _mm512_loadu_ps(x + i * plane) : i < channels ? _mm512_maskz_loadu_ps(m, x + i * plane) : zero;
     PC_LOADED(f);
     bad = _mm512_fmadd_ps(f, zero, bad);
