@@ -1,4 +1,5 @@
-// One input and one output channel per group. Quantised values are whole numbers in float32: their products are below 2^15 and
+// One input and one output channel per group, on floats, where an instruction set has no products of bytes that add four (for those:
+// depthwise_bytes.cpp). Quantised values are whole numbers in float32: their products are below 2^15 and
 // a sum of up to 513 of them below 2^24, so fma adds them exactly, and float vectors hold as many numbers as int32 ones.
 //
 // channels_last: rows of pixels, channels in the lanes.
@@ -15,7 +16,6 @@ namespace pycompress::int8_conv2d {
 namespace {
 
 constexpr int64_t kRowBytes = 128 * 1024;    // float rows of one block
-constexpr int64_t kPlaneBytes = 16 * 1024;   // of operands and results of one block of a plane, in L1
 constexpr int64_t kTransposedChannels = 16;  // of planes, from which on transposing pays (8: 84 us by planes, 100 by pixels)
 
 struct Depthwise {

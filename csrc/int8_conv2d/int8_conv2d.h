@@ -8,11 +8,14 @@
 // Padding is real zero, i.e. q = za. sa is static, or dynamic: max|x| of the image / 127, with za = 0.
 // Exact under the limits on the depth K = C / groups * kh * kw in int8_matmul.h.
 //
-// Three ways to the same sum, none of which writes an im2col matrix:
+// Five ways to the same sum, none of which writes an im2col matrix:
 //   direct     a band of quantised rows (NHWC, with its padding) and pointers into it: an indirect GEMM over the tiles
 //              of int8_matmul (Dukhan, "The Indirect Convolution Algorithm", arXiv:1907.02129)
 //   winograd   3x3, stride 1: F(4x4, 3x3) in integers, exact modulo 2^32 (winograd.cpp)
-//   depthwise  one channel per group: fma on whole numbers in float32, exact below 2^24 (depthwise.cpp)
+//   planes     NCHW to NCHW with pixels in the lanes (planes.cpp)
+//   grouped    small groups, channels in the lanes (grouped.cpp)
+//   depthwise  one channel per group: four taps to a product (depthwise_bytes.cpp), or fma on whole numbers in float32, exact below
+//              2^24 (depthwise.cpp)
 #pragma once
 #include "int8_matmul/int8_matmul.h"
 
@@ -127,7 +130,8 @@ size_t packed_bytes(const Kernel& kernel, const Shape& shape);
 void pack(const Kernel& kernel, const Shape& shape, const int8_t* weight, void* packed);
 void unpack(const Kernel& kernel, const Shape& shape, const void* packed, int8_t* weight);
 
-// algorithm: "" = the fastest; "direct", "winograd" or "depthwise" for tests and benchmarks, an error where it does not apply.
+// algorithm: "" = the fastest; "direct", "winograd", "planes", "grouped" or "depthwise" for tests and benchmarks, an error where it does
+// not apply.
 void conv2d(const Kernel& kernel, const Args& args, const char* algorithm);
 const char* chosen(const Kernel& kernel, const Args& args);
 

@@ -9,8 +9,10 @@
 #include "int8_conv2d/planes.h"
 
 #if defined(__GNUC__)
+#define PC_LAMBDA_INLINE __attribute__((always_inline))
 #define PC_UNROLL _Pragma("GCC unroll 16")
 #else
+#define PC_LAMBDA_INLINE
 #define PC_UNROLL
 #endif
 
@@ -102,13 +104,13 @@ PC_INLINE void put(float* out, __mmask16 keep, __m512 y) {
   if (keep == 0xffff)
     _mm512_storeu_ps(out, y);
   else
-    _mm512_mask_storeu_ps(out, first(__builtin_popcount(keep)), _mm512_maskz_compress_ps(keep, y));
+    _mm512_mask_storeu_ps(out, first(_mm_popcnt_u32(keep)), _mm512_maskz_compress_ps(keep, y));
 }
 
 void activate_tile(const PlaneTile& t) {
   for (int c = 0; c < t.channels; ++c)
     for (int v = 0; v < t.vectors; ++v) {
-      const __mmask16 m = first(__builtin_popcount(t.keep[v]));
+      const __mmask16 m = first(_mm_popcnt_u32(t.keep[v]));
       float* out = t.out[v] + c * t.plane;
       _mm512_mask_storeu_ps(out, m, activate_avx512(_mm512_maskz_loadu_ps(m, out), t.activation));
     }
@@ -201,7 +203,7 @@ void depthwise_rows(const DepthwisePlane& p) {
     for (int d = 0; d < P; ++d) inside[d] = taps.inside[x / 16 * P + d], source[d] = p.x + h0 * width + taps.offset(x, d);
     __m512i e[H][P];
     int64_t h = h0;  // input row of the next one to load
-    const auto load = [&](int k) __attribute__((always_inline)) {
+    const auto load = [&](int k) PC_LAMBDA_INLINE {
       const bool there = static_cast<uint64_t>(h) < static_cast<uint64_t>(height);
       PC_UNROLL
       for (int d = 0; d < P; ++d) {

@@ -35,8 +35,7 @@ struct Quantizer {
 // Four channels of 16 pixels: each 128-bit lane holds 4 pixels of 4 bytes. What lies `ahead` elements from here is fetched: the planes
 // are many streams, each too short for hardware to run ahead of.
 template <bool kWhole>
-PC_INLINE __m512i quantize4(const Quantizer& q, const float* x, int64_t plane, int64_t channels, __mmask16 m, int64_t ahead,
-                            __m512& bad) {
+PC_INLINE __m512i quantize4(const Quantizer& q, const float* x, int64_t plane, int64_t channels, __mmask16 m, int64_t ahead, __m512& bad) {
   const __m512 zero = _mm512_setzero_ps();
   const float* later = x + ahead;
   PC_ADDRESS(x);
