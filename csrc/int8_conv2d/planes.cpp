@@ -52,7 +52,7 @@ struct Planes {
   };
   std::vector<Line> lines;     // one per plane of a quad and phase of rows
   int64_t pixels = 0;          // of an input row that any of them wants
-  std::vector<bool> row_used;  // phases of rows that a kernel row reads
+  std::vector<bool> row_used;  // phases of rows that are quantised
 
   Planes(const Kernel& kernel_, const Args& args)
       : kernel(kernel_),
@@ -75,7 +75,8 @@ struct Planes {
         pitch(by_taps || by_columns ? ow : ow + (args.shape.kw - 1) * args.shape.dilation_w),
         nothing(kernel_.gemm->correction(args.dynamic ? 0 : args.x_zero_point)),
         row_used(static_cast<size_t>(args.shape.stride_h)) {
-    for (int64_t ky = 0; ky < s.kh; ++ky) row_used[static_cast<size_t>(ky * s.dilation_h % s.stride_h)] = true;
+    // With a dilation some phases may be wanted by no kernel row, but NaN in them counts, too (1x1: measure_images has looked).
+    for (int64_t phase = 0; phase < (s.kh == 1 ? 1 : s.stride_h); ++phase) row_used[static_cast<size_t>(phase)] = true;
     for (int64_t i = 0; i < columns && !by_taps; ++i) {
       const int64_t sw = s.stride_w, shift = i * s.dilation_w - s.pad_w, odd = (shift % sw + sw) % sw, first = (odd - shift) / sw;
       const int64_t left = std::clamp<int64_t>(first, 0, pitch), end = std::clamp<int64_t>(first + ceil_div(s.w - odd, sw), left, pitch);

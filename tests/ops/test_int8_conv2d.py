@@ -257,6 +257,20 @@ def test_images_with_nan_or_inf_come_out_as_nan_and_no_other(case, kernel, layou
     assert (q[0] == -9).all() and (q[2:] == -9).all() and not (q[1] == -9).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("at", [(1, 1), (0, 1), (1, 0), (10, 10)])
+def test_nan_that_no_tap_meets_counts(at, groups, kernel, layout):
+    case = (2, 8, 11, 11, 8, (3, 3), (2, 2), (0, 0), (2, 2), groups)
+    x, weight, scale, options = make(case)
+    x[1, 3, at[0], at[1]] = math.nan
+    for quantization in ({}, {"x_scale": 0.02}):
+        y = int8_conv2d(x.to(memory_format=layout), weight, scale, kernel=kernel, **quantization, **options)
+        assert y.isnan().flatten(1).all(1).tolist() == [False, True]
+        assert not y[0].isnan().any()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_zero_and_tiny_images(kernel):
     x, weight, scale, options = make((3, 8, 6, 6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1))
