@@ -83,7 +83,7 @@ alignas(64) constexpr uint32_t kBase[2][8] = {
 
 // The inner loop in fixed order. Compilers hoist the loads of all windows and the constants, run out of registers and keep sums on the
 // stack; and Zen 5 gives each instruction its pipe in program order: permutations and products in turn meet in the same pipe more often
-// (160 MAC per cycle in the loop) than four and four (171). `base` comes from memory as it is used: no register, no pipe.
+// (in the same tile about 165 MAC per cycle, against 171) than four and four. `base` comes from memory as it is used: no register, no pipe.
 // Under AddressSanitizer the intrinsics run, whose loads it sees.
 #if defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
 PC_INLINE __m512i load(const void* p) {
