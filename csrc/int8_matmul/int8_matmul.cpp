@@ -46,8 +46,13 @@ const KernelList<Kernel>& kernels() {
 
 namespace {
 
-// Rows of a that are packed at a time: half of a 512 KB L2 for the operand block, the rest for the panel of b.
-constexpr size_t kRowBlockBytes = 256 * 1024;
+// Rows of a that are packed at a time: half of a 1 MB L2 for the operand block, the rest for the panel of b. A smaller L2 does with it:
+// a tile takes hundreds of cycles per KB of operands.
+constexpr size_t kRowBlockBytes = 512 * 1024;
+
+// ... and no more rows than this, so that with a small K the block's output stays in L2 while the panels pass. (240 is as fast with
+// 256 columns and 3 % slower with 4096, whose rows lie in pages of their own.)
+constexpr int64_t kMaxBlockRows = 120;
 
 int64_t panel_columns(const Kernel& kr, int64_t n, int64_t j) { return round_up(std::min<int64_t>(kr.nr, n - j), kr.nv); }
 
@@ -65,15 +70,18 @@ int64_t row_stride(const Kernel& kernel, int64_t k) {
 }
 
 int64_t rows_per_block(const Kernel& kernel, int64_t k) {
-  const int64_t rows = static_cast<int64_t>(kRowBlockBytes) / row_stride(kernel, k);
+  const int64_t rows = std::min(kMaxBlockRows, static_cast<int64_t>(kRowBlockBytes) / row_stride(kernel, k));
   return std::max<int64_t>(kernel.mr, rows / kernel.mr * kernel.mr);
 }
 
 // What differs between matmul and linear: how a row becomes an operand, and where a finished tile goes.
 struct Job {
-  virtual void load(int64_t m, void* dst, float& scale, int32_t& zero_point) const = 0;
+  // Rows [m0, m1) as operands; `correction` is what the tile sums too much, in units of the column sum.
+  virtual void load(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const = 0;
   virtual void store(int64_t m, int64_t j, int rows, int cols, const int32_t* acc, const float* row_scale,
                      const int32_t* correction) const = 0;
+  // Products and store in one for whole panels of columns, or false.
+  virtual bool fused(int64_t, int64_t, int64_t, int64_t, const char*, const int8_t*, const float*, const int32_t*) const { return false; }
 
  protected:
   ~Job() = default;
@@ -89,9 +97,10 @@ constexpr int64_t kSmallWeightBytes = 64 * 1024;
 // Columns [j0, j1) (panel borders) of rows [m0, m1), whose operands are already in `rows`.
 void compute(const Kernel& kernel, const Shape& s, const Job& job, const void* packed, int64_t m0, int64_t m1, int64_t j0, int64_t j1,
              const char* rows, const float* scales, const int32_t* corrections) {
-  alignas(64) int32_t acc[kMaxMr * kMaxNr];
   const int64_t kp = round_up(s.k, kernel.kr), stride = row_stride(kernel, s.k);
   const int8_t* b = static_cast<const int8_t*>(packed);
+  if (job.fused(m0, m1 - m0, j0, j1, rows, b, scales, corrections)) return;
+  alignas(64) int32_t acc[kMaxMr * kMaxNr];
   const bool widen = kernel.widen_panel && m1 - m0 >= kWidenRows, small = kp * (j1 - j0) <= kSmallWeightBytes;
   static thread_local Scratch scratch;
   int16_t* wide = nullptr;
@@ -122,17 +131,6 @@ void compute(const Kernel& kernel, const Shape& s, const Job& job, const void* p
   }
 }
 
-void load_rows(const Kernel& kernel, const Shape& s, const Job& job, int64_t m0, int64_t m1, char* rows, float* scales,
-               int32_t* corrections) {
-  const int64_t stride = row_stride(kernel, s.k);
-  for (int64_t m = m0; m < m1; ++m) {
-    int32_t zero_point = 0;
-    job.load(m, rows + (m - m0) * stride, scales[m - m0], zero_point);
-    // u8 operands hold a + 128, so the tile sums (a - za) * b + (128 + za) * b.
-    corrections[m - m0] = kernel.correction(zero_point);
-  }
-}
-
 struct Rows {
   char* data;
   float* scales;
@@ -156,7 +154,7 @@ void run(const Kernel& kernel, const Shape& s, const Job& job, const void* packe
       Rows rows(scratch.get(Rows::bytes(mb, stride)), mb, stride);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t m0 = i * mb, m1 = std::min(s.m, m0 + mb);
-        load_rows(kernel, s, job, m0, m1, rows.data, rows.scales, rows.corrections);
+        job.load(m0, m1, rows.data, rows.scales, rows.corrections);
         compute(kernel, s, job, packed, m0, m1, 0, s.n, rows.data, rows.scales, rows.corrections);
       }
     });
@@ -166,10 +164,10 @@ void run(const Kernel& kernel, const Shape& s, const Job& job, const void* packe
   Rows rows(scratch.get(Rows::bytes(s.m, stride)), s.m, stride);
   if (s.m * s.k > 32 * 1024) {  // below that a second fork-join costs more than it saves
     parallel_for(s.m, [&](int64_t begin, int64_t end) {
-      load_rows(kernel, s, job, begin, end, rows.data + begin * stride, rows.scales + begin, rows.corrections + begin);
+      job.load(begin, end, rows.data + begin * stride, rows.scales + begin, rows.corrections + begin);
     });
   } else {
-    load_rows(kernel, s, job, 0, s.m, rows.data, rows.scales, rows.corrections);
+    job.load(0, s.m, rows.data, rows.scales, rows.corrections);
   }
   const auto columns = [&](int64_t begin, int64_t end) {
     compute(kernel, s, job, packed, 0, s.m, begin * kernel.nr, std::min(s.n, end * kernel.nr), rows.data, rows.scales, rows.corrections);
@@ -193,9 +191,13 @@ struct MatmulJob final : Job {
   MatmulJob(const Kernel& kernel_, const Shape& s_, const int8_t* a_, int64_t lda_, const void* packed, int32_t* out_, int64_t ldo_)
       : kernel(kernel_), s(s_), a(a_), lda(lda_), sums(column_sums(kernel_, packed, s_.n, s_.k)), out(out_), ldo(ldo_) {}
 
-  void load(int64_t m, void* dst, float& scale, int32_t&) const override {
-    scale = 1.0f;
-    kernel.load_row(a + m * lda, s.k, round_up(s.k, kernel.kr), 0, dst);
+  void load(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const override {
+    const int64_t stride = row_stride(kernel, s.k);
+    for (int64_t m = m0; m < m1; ++m) {
+      kernel.load_row(a + m * lda, s.k, round_up(s.k, kernel.kr), 0, rows + (m - m0) * stride);
+      scales[m - m0] = 1.0f;
+      corrections[m - m0] = kernel.correction(0);
+    }
   }
   void store(int64_t m, int64_t j, int rows, int cols, const int32_t* acc, const float*, const int32_t* correction) const override {
     for (int r = 0; r < rows; ++r)
@@ -214,16 +216,33 @@ struct LinearJob final : Job {
   LinearJob(const Kernel& kernel_, const LinearArgs& p_)
       : kernel(kernel_), p(p_), sums(column_sums(kernel_, p_.packed, p_.n, p_.k)), static_inverse(p_.dynamic ? 0.0f : 1.0f / p_.x_scale) {}
 
-  void load(int64_t m, void* dst, float& scale, int32_t& zero_point) const override {
-    const float* x;
-    if (p.x_dtype == DType::f32) {
-      x = static_cast<const float*>(p.x) + m * p.ldx;
-    } else {
-      static thread_local Scratch scratch;
-      float* wide = scratch.get<float>(static_cast<size_t>(p.k));
-      kernel.widen(static_cast<const uint16_t*>(p.x) + m * p.ldx, p.x_dtype, p.k, wide);
-      x = wide;
+  void load(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const override {
+    const int64_t stride = row_stride(kernel, p.k), kp = round_up(p.k, kernel.kr);
+    const bool simple = kernel.quantize_rows && p.dynamic && !p.asymmetric;
+    if (simple) std::fill(corrections, corrections + (m1 - m0), kernel.correction(0));
+    if (simple && p.x_dtype == DType::f32) {
+      kernel.quantize_rows(static_cast<const float*>(p.x) + m0 * p.ldx, p.ldx, m1 - m0, p.k, kp, rows, stride, scales);
+      return;
     }
+    for (int64_t m = m0; m < m1; ++m, rows += stride) {
+      const float* x = row(m);
+      if (simple) {
+        kernel.quantize_rows(x, p.k, 1, p.k, kp, rows, stride, scales + (m - m0));
+        continue;
+      }
+      int32_t zero_point = 0;
+      quantize(x, rows, scales[m - m0], zero_point);
+      corrections[m - m0] = kernel.correction(zero_point);
+    }
+  }
+  const float* row(int64_t m) const {
+    if (p.x_dtype == DType::f32) return static_cast<const float*>(p.x) + m * p.ldx;
+    static thread_local Scratch scratch;
+    float* wide = scratch.get<float>(static_cast<size_t>(p.k));
+    kernel.widen(static_cast<const uint16_t*>(p.x) + m * p.ldx, p.x_dtype, p.k, wide);
+    return wide;
+  }
+  void quantize(const float* x, void* dst, float& scale, int32_t& zero_point) const {
     float inverse = static_inverse;
     const float amax = kernel.amax(x, p.k);
     if (!(amax <= 3.402823466e38f)) {  // NaN and Inf inputs poison their row, as they would in float
@@ -240,6 +259,26 @@ struct LinearJob final : Job {
       if (p.asymmetric) zero_point = static_cast<int32_t>(std::nearbyint(-128.0f - low * inverse));
     }
     kernel.quantize_row(x, p.k, round_up(p.k, kernel.kr), inverse, zero_point, p.quant_min, dst);
+  }
+  bool fused(int64_t m, int64_t rows, int64_t j0, int64_t j1, const char* a, const int8_t* b, const float* row_scale,
+             const int32_t* correction) const override {
+    if (!kernel.linear) return false;
+    const int64_t kp = round_up(p.k, kernel.kr), stride = row_stride(kernel, p.k);
+    const bool half = p.out_dtype != DType::f32, late = p.activation != Activation::none && p.activation != Activation::relu;
+    static thread_local Scratch scratch;
+    float* strip = half ? scratch.get<float>(static_cast<size_t>(rows * kernel.nr)) : nullptr;
+    for (int64_t j = j0; j < j1; j += kernel.nr) {
+      const Epilogue e{row_scale, correction, p.scale + j, p.bias ? p.bias + j : nullptr, sums + j, late ? Activation::none : p.activation};
+      const int used = static_cast<int>(std::min<int64_t>(kernel.nr, p.n - j));
+      float* out = half ? strip : static_cast<float*>(p.out) + m * p.n + j;
+      const int64_t ldo = half ? kernel.nr : p.n;
+      kernel.linear(a, stride, rows, kp, b + j * kp, used, e, out, ldo);
+      if (late) kernel.activate(out, rows, used, ldo, p.activation);
+      if (!half) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        kernel.narrow(strip + r * kernel.nr, used, p.out_dtype, static_cast<uint16_t*>(p.out) + (m + r) * p.n + j);
+    }
+    return true;
   }
   void store(int64_t m, int64_t j, int rows, int cols, const int32_t* acc, const float* row_scale,
              const int32_t* correction) const override {

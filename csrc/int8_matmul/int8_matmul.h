@@ -9,6 +9,7 @@
 // Shapes: a (M, K), b (N, K) "weight layout", out (M, N). The driver (int8_matmul.cpp) packs b once, turns blocks of
 // rows of a into the kernel's operand format, and walks register tiles; a kernel record holds what depends on the ISA.
 #pragma once
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -64,9 +65,35 @@ struct Kernel {
 
   bool a_signed = false;  // a_size 1 only: s8 operands, as ARM's dot products want them
 
+  // A panel of a linear layer without the int32 tile in memory, the same bits as tile (or tile_wide) and store_f32: `rows` rows that lie
+  // `stride` bytes apart, `used` columns that exist. Perhaps null. Of the activations only relu; the others need too many registers.
+  void (*linear)(const void* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+                 int64_t ldo) = nullptr;
+  // amax and quantize_row of many rows of floats that lie ldx elements apart, dynamic and symmetric. Perhaps null.
+  void (*quantize_rows)(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t kp, void* dst, int64_t stride,
+                        float* scales) = nullptr;
+  void (*activate)(float* y, int64_t rows, int cols, int64_t ld, Activation activation) = nullptr;  // there with `linear`
+
   // What the tile sums too much, in units of the column sum.
   int32_t correction(int32_t zero_point) const { return a_size == 2 ? 0 : a_signed ? zero_point : 128 + zero_point; }
 };
+
+// The dynamic symmetric step of a row and its inverse; the same arithmetic as symmetric_scale and inverse_scale in
+// pycompress/ops/affine.py. A row with NaN or Inf gets NaN, and so does its result, as it would in float.
+static PC_INLINE float symmetric_scale(float amax, float* inverse) {
+  *inverse = 0.0f;
+  if (!(amax <= 3.402823466e38f)) return NAN;
+  if (amax < 0x1p-100f) return 0.0f;
+  const float scale = amax / 127.0f;
+  *inverse = 1.0f / scale;
+  return scale;
+}
+
+// Rows of the next register tile: as few tiles of at most 6 rows as possible, all about equally tall.
+static PC_INLINE int next_rows(int64_t left) {
+  const int64_t tiles = (left + 5) / 6;
+  return static_cast<int>((left + tiles - 1) / tiles);
+}
 
 // From this many rows on, widening a panel costs less than widening in every tile.
 inline constexpr int64_t kWidenRows = 24;

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "core/activation_simd.h"
-#include "core/float_rows.h"
+#include "core/half_simd.h"
 #include "int8_matmul/int8_matmul.h"
 
 namespace pycompress::int8_matmul {
@@ -82,6 +82,23 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero
     d[i] = static_cast<int16_t>(_mm256_extract_epi32(q, 0));
   }
   for (; i < kp; ++i) d[i] = 0;
+}
+
+void quantize_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t kp, void* dst, int64_t stride, float* scales) {
+  for (int64_t r = 0; r < rows; ++r, x += ldx) {
+    int16_t* d = reinterpret_cast<int16_t*>(static_cast<char*>(dst) + r * stride);
+    float inverse;
+    scales[r] = symmetric_scale(amax(x, k), &inverse);
+    const __m256 inv = _mm256_set1_ps(inverse);
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+      const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inv));
+      const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inv));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(d + i), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+    }
+    for (; i < k; ++i) d[i] = static_cast<int16_t>(_mm_cvtss_si32(_mm_set_ss(x[i] * inverse)));
+    for (; i < kp; ++i) d[i] = 0;
+  }
 }
 
 void load_row(const int8_t* a, int64_t k, int64_t kp, int zero_point, void* dst) {
@@ -244,6 +261,150 @@ void tile_wide(const void* const* a, int rows, int segments, int64_t depth, cons
   }
 }
 
+// The inner steps of linear_rows, in an order that compilers may not change: they hoist products, run out of registers and spill.
+#if defined(__GNUC__)
+PC_INLINE void multiply_add(__m256i& c0, __m256i& c1, const char* pair, __m256i b0, __m256i b1) {
+  __m256i v, product;
+  __asm__ volatile(
+      "vpbroadcastd %[pair],%[v]\n"
+      "vpmaddwd %[b0],%[v],%[product]\n"
+      "vpmaddwd %[b1],%[v],%[v]\n"
+      "vpaddd %[product],%[c0],%[c0]\n"
+      "vpaddd %[v],%[c1],%[c1]\n"
+      : [c0] "+x"(c0), [c1] "+x"(c1), [v] "=&x"(v), [product] "=&x"(product)
+      : [pair] "m"(*reinterpret_cast<const char (*)[4]>(pair)), [b0] "x"(b0), [b1] "x"(b1));
+}
+#else
+PC_INLINE void multiply_add(__m256i& c0, __m256i& c1, const char* pair, __m256i b0, __m256i b1) {
+  const __m256i v = _mm256_set1_epi32(load32(pair));
+  c0 = _mm256_add_epi32(c0, _mm256_madd_epi16(v, b0));
+  c1 = _mm256_add_epi32(c1, _mm256_madd_epi16(v, b1));
+}
+#endif
+
+// Panels are widened this many k at a time, so that the block (16 KB) stays in L1 for all rows; sums wait in memory between blocks.
+constexpr int64_t kWideDepth = 512;
+constexpr int64_t kWideRows = 120;
+
+// Where a register tile starts and ends: with zeros or with sums that wait in `acc`, in `acc` or as floats in `out`.
+struct Strip {
+  int32_t* acc;
+  bool first, last;
+};
+
+// tile and store_f32 in one: the sums leave as floats. b is int8, or int16 if kWide.
+template <int R, bool kRelu, bool kWide>
+PC_INLINE void linear_rows(const char* a, int64_t stride, int64_t depth, const void* b, const Strip& strip, int used,
+                           const float* row_scale, const Epilogue& e, float* out, int64_t ldo) {
+  __m256i c[R][2];
+  if (strip.first) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      c[r][0] = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.acc + r * kNr));
+      c[r][1] = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.acc + r * kNr + 8));
+    }
+  }
+  const char *x = a, *x3 = a + 3 * stride, *w = static_cast<const char*>(b);
+  for (int64_t i = 0; i < depth / kKr; ++i, x += 4, x3 += 4) {
+    __m256i b0, b1;
+    if (kWide) {
+      b0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+      b1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
+      w += 64;
+    } else {
+      b0 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
+      b1 = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w + 16)));
+      w += 32;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) multiply_add(c[r][0], c[r][1], (r < 3 ? x : x3) + r % 3 * stride, b0, b1);
+  }
+  if (!strip.last) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(strip.acc + r * kNr), c[r][0]);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(strip.acc + r * kNr + 8), c[r][1]);
+    }
+    return;
+  }
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32(used - 8 * v), lane);
+    const __m256 sb = _mm256_maskload_ps(e.col_scale + 8 * v, m);
+    const __m256 bias = e.bias ? _mm256_maskload_ps(e.bias + 8 * v, m) : _mm256_setzero_ps();
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[r]), sb);
+      const __m256 y =
+          activate_avx2(_mm256_fmadd_ps(_mm256_cvtepi32_ps(c[r][v]), scale, bias), kRelu ? Activation::relu : Activation::none);
+      if (used >= 8 * v + 8)
+        _mm256_storeu_ps(out + r * ldo + 8 * v, y);
+      else
+        _mm256_maskstore_ps(out + r * ldo + 8 * v, m, y);
+    }
+  }
+}
+
+template <bool kRelu, bool kWide>
+void linear_strip(const char* a, int64_t stride, int64_t rows, int64_t depth, const void* b, Strip strip, int used, const Epilogue& e,
+                  float* out, int64_t ldo) {
+  const float* scale = e.row_scale;
+  int count = 0;
+  for (; rows > 0; rows -= count, a += count * stride, strip.acc += count * kNr, scale += count, out += count * ldo) {
+    count = next_rows(rows);
+    switch (count) {
+      case 1:
+        linear_rows<1, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+        break;
+      case 2:
+        linear_rows<2, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+        break;
+      case 3:
+        linear_rows<3, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+        break;
+      case 4:
+        linear_rows<4, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+        break;
+      case 5:
+        linear_rows<5, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+        break;
+      default:
+        linear_rows<6, kRelu, kWide>(a, stride, depth, b, strip, used, scale, e, out, ldo);
+    }
+  }
+}
+
+template <bool kRelu>
+void linear_panel(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+                  int64_t ldo) {
+  alignas(32) int32_t acc[kWideRows * kNr];
+  if (rows < kWidenRows) return linear_strip<kRelu, false>(a, stride, rows, depth, b, {acc, true, true}, used, e, out, ldo);
+  alignas(32) int16_t wide[kWideDepth * kNr];
+  for (int64_t r = 0; r < rows; r += kWideRows) {
+    Epilogue own = e;
+    own.row_scale += r;
+    int64_t i = 0;
+    do {
+      const int64_t part = depth - i < kWideDepth ? depth - i : kWideDepth;
+      widen_panel(b + i * kNr, part * kNr, wide);
+      linear_strip<kRelu, true>(a + r * stride + i * 2, stride, rows - r < kWideRows ? rows - r : kWideRows, part, wide,
+                                {acc, i == 0, i + part >= depth}, used, own, out + r * ldo, ldo);
+      i += part;
+    } while (i < depth);
+  }
+}
+
+void linear(const void* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+            int64_t ldo) {
+  const char* x = static_cast<const char*>(a);
+  e.activation == Activation::relu ? linear_panel<true>(x, stride, rows, depth, b, used, e, out, ldo)
+                                   : linear_panel<false>(x, stride, rows, depth, b, used, e, out, ldo);
+}
+
 template <Activation kActivation>
 PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -266,15 +427,12 @@ void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float*
   PC_WITH_ACTIVATION(e.activation, store_rows, acc, rows, cols, e, out, ldo)
 }
 
-void widen(const void* src, DType dtype, int64_t n, float* dst) {
-  const uint16_t* s = static_cast<const uint16_t*>(src);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i));
-    _mm256_storeu_ps(dst + i,
-                     dtype == DType::bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h));
-  }
-  for (; i < n; ++i) dst[i] = dtype == DType::bf16 ? bf16_to_float(s[i]) : f16_to_float(s[i]);
+void activate(float* y, int64_t rows, int cols, int64_t ld, Activation activation) {
+  for (int64_t r = 0; r < rows; ++r, y += ld)
+    for (int c = 0; c < cols; c += 8) {
+      const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32(cols - c), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      _mm256_maskstore_ps(y + c, m, activate_avx2(_mm256_maskload_ps(y + c, m), activation));
+    }
 }
 
 PC_TARGET_END
@@ -282,8 +440,9 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx2;
-const Kernel kAvx2 = {"avx2",       Isa::avx2, kMr,   kNr,  16,        kKr,        2,           amax,     range,
-                      quantize_row, load_row,  widen, tile, store_f32, narrow_row, widen_panel, tile_wide};
+const Kernel kAvx2 = {"avx2",      Isa::avx2,   kMr,          kNr,      16,         kKr,           2,
+                      amax,        range,       quantize_row, load_row, widen_avx2, tile,          store_f32,
+                      narrow_avx2, widen_panel, tile_wide,    false,    linear,     quantize_rows, activate};
 
 }  // namespace pycompress::int8_matmul
 #endif

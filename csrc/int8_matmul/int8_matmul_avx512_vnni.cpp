@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "core/activation_simd.h"
-#include "core/float_rows.h"
+#include "core/half_simd.h"
 #include "int8_matmul/int8_matmul.h"
 
 namespace pycompress::int8_matmul {
@@ -58,6 +58,34 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero
     const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
     const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);
     _mm_mask_storeu_epi8(d + i, first(kp - i), _mm512_cvtepi32_epi8(q));
+  }
+}
+
+// Dynamic and symmetric, where nothing needs clamping: |x| * inverse rounds to 127 at most. In a row with NaN or Inf the integers are
+// any, as its scale is NaN.
+PC_INLINE __m512i quantize16(const float* x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse)); }
+
+void quantize_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t kp, void* dst, int64_t stride, float* scales) {
+  // Packing works in 128-bit lanes: dword 4 i + j of the packed vector belongs at 4 j + i.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
+  uint8_t* d = static_cast<uint8_t*>(dst);
+  for (int64_t r = 0; r < rows; ++r, x += ldx, d += stride) {
+    float inverse;
+    scales[r] = symmetric_scale(amax(x, k), &inverse);
+    const __m512 inv = _mm512_set1_ps(inverse);
+    int64_t i = 0;
+    for (; i + 64 <= k; i += 64) {
+      const __m512i low = _mm512_packs_epi32(quantize16(x + i, inv), quantize16(x + i + 16, inv));
+      const __m512i high = _mm512_packs_epi32(quantize16(x + i + 32, inv), quantize16(x + i + 48, inv));
+      const __m512i q = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+      _mm512_storeu_si512(d + i, _mm512_xor_si512(q, offset));
+    }
+    for (; i < kp; i += 16) {
+      const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
+      _mm_mask_storeu_epi8(d + i, first(kp - i),
+                           _mm_xor_si128(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(y)), _mm_set1_epi8(static_cast<char>(0x80))));
+    }
   }
 }
 
@@ -127,6 +155,120 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
   }
 }
 
+// The inner steps of linear_rows, in an order that compilers may not change: next to an epilogue they run out of registers and spill.
+#if defined(__GNUC__)
+PC_INLINE __m512i broadcast(const char* four) {
+  __m512i u;
+  __asm__ volatile("vpbroadcastd %[four],%[u]" : [u] "=v"(u) : [four] "m"(*reinterpret_cast<const char (*)[4]>(four)));
+  return u;
+}
+PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { __asm__ volatile("vpdpbusd %[w],%[u],%[c]" : [c] "+v"(c) : [u] "v"(u), [w] "v"(w)); }
+#else
+PC_INLINE __m512i broadcast(const char* four) { return _mm512_set1_epi32(load32(four)); }
+PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { c = _mm512_dpbusd_epi32(c, u, w); }
+#endif
+
+// tile and store_f32 in one: the sums leave as floats without passing memory. Each step fetches a line at `next` into L2.
+template <int R, int V, bool kRelu>
+PC_INLINE void linear_rows(const char* a, const int8_t* next, int64_t step, int64_t stride, int64_t depth, const int8_t* b, int used,
+                           const float* row_scale, const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
+  __m512i c[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) c[r][v] = _mm512_setzero_si512();
+  const char *x = a, *x3 = a + 3 * stride;
+  for (int64_t i = 0; i < depth / kKr; ++i, b += 64 * V, next += step, x += kKr, x3 += kKr) {
+    _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+    __m512i w[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(b + 64 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i u = broadcast((r < 3 ? x : x3) + r % 3 * stride);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) dot(c[r][v], u, w[v]);
+    }
+  }
+  bool same = true;  // symmetric, or neighbours that share their zero point
+#pragma GCC unroll 8
+  for (int r = 1; r < R; ++r) same &= correction[r] == correction[0];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const __mmask16 m = v + 1 < V ? __mmask16(0xffff) : first(used - 16 * v);
+    const __m512 sb = _mm512_maskz_loadu_ps(m, e.col_scale + 16 * v);
+    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + 16 * v) : _mm512_setzero_ps();
+    const __m512i sums = _mm512_maskz_loadu_epi32(m, e.column_sum + 16 * v);
+    __m512i extra = _mm512_mullo_epi32(sums, _mm512_set1_epi32(correction[0]));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if (r > 0 && !same) extra = _mm512_mullo_epi32(sums, _mm512_set1_epi32(correction[r]));
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(c[r][v], extra));
+      const __m512 y = activate_avx512(_mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(row_scale[r]), sb), bias),
+                                       kRelu ? Activation::relu : Activation::none);
+      if (v + 1 < V)
+        _mm512_storeu_ps(out + r * ldo + 16 * v, y);
+      else
+        _mm512_mask_storeu_ps(out + r * ldo + 16 * v, m, y);
+    }
+  }
+}
+
+template <int V, bool kRelu>
+PC_INLINE void linear_tile(int rows, const char* a, const int8_t* next, int64_t step, int64_t stride, int64_t depth, const int8_t* b,
+                           int used, const float* scale, const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
+  switch (rows) {
+    case 1:
+      return linear_rows<1, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+    case 2:
+      return linear_rows<2, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+    case 3:
+      return linear_rows<3, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+    case 4:
+      return linear_rows<4, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+    case 5:
+      return linear_rows<5, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+    default:
+      return linear_rows<6, V, kRelu>(a, next, step, stride, depth, b, used, scale, correction, e, out, ldo);
+  }
+}
+
+template <int V, bool kRelu>
+void linear_cols(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+                 int64_t ldo) {
+  int count = 0, tile = 0;
+  for (int64_t r = 0; r < rows; r += count, ++tile) {
+    count = next_rows(rows - r);
+    // The first V tiles each fetch a V-th of the next panel, one line per step. A single tile reads weights faster without.
+    const bool ahead = rows > kMr && tile < V;
+    const int8_t* next = ahead ? b + (V + tile) * 64 * (depth / kKr) : b;
+    linear_tile<V, kRelu>(count, a + r * stride, next, ahead ? 64 : 0, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e,
+                          out + r * ldo, ldo);
+  }
+}
+
+template <bool kRelu>
+PC_INLINE void linear_panel(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e,
+                            float* out, int64_t ldo) {
+  switch ((used + 15) / 16) {
+    case 1:
+      return linear_cols<1, kRelu>(a, stride, rows, depth, b, used, e, out, ldo);
+    case 2:
+      return linear_cols<2, kRelu>(a, stride, rows, depth, b, used, e, out, ldo);
+    case 3:
+      return linear_cols<3, kRelu>(a, stride, rows, depth, b, used, e, out, ldo);
+    default:
+      return linear_cols<4, kRelu>(a, stride, rows, depth, b, used, e, out, ldo);
+  }
+}
+
+void linear(const void* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+            int64_t ldo) {
+  const char* x = static_cast<const char*>(a);
+  e.activation == Activation::relu ? linear_panel<true>(x, stride, rows, depth, b, used, e, out, ldo)
+                                   : linear_panel<false>(x, stride, rows, depth, b, used, e, out, ldo);
+}
+
 template <Activation kActivation>
 PC_INLINE void store_rows(const int32_t* acc, int rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
   for (int c = 0; c < cols; c += 16) {
@@ -153,14 +295,12 @@ void store_f32(const int32_t* acc, int rows, int cols, const Epilogue& e, float*
   PC_WITH_ACTIVATION(e.activation, store_rows, acc, rows, cols, e, out, ldo)
 }
 
-void widen(const void* src, DType dtype, int64_t n, float* dst) {
-  const uint16_t* s = static_cast<const uint16_t*>(src);
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 m = first(n - i);
-    const __m256i h = _mm256_maskz_loadu_epi16(m, s + i);
-    const __m512 f = dtype == DType::bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)) : _mm512_cvtph_ps(h);
-    _mm512_mask_storeu_ps(dst + i, m, f);
-  }
+void activate(float* y, int64_t rows, int cols, int64_t ld, Activation activation) {
+  for (int64_t r = 0; r < rows; ++r, y += ld)
+    for (int c = 0; c < cols; c += 16) {
+      const __mmask16 m = first(cols - c);
+      _mm512_mask_storeu_ps(y + c, m, activate_avx512(_mm512_maskz_loadu_ps(m, y + c), activation));
+    }
 }
 
 PC_TARGET_END
@@ -168,8 +308,9 @@ PC_TARGET_END
 }  // namespace
 
 extern const Kernel kAvx512Vnni;
-const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,   kNr,  16,        kKr,        1,       amax,   range,
-                            quantize_row,  load_row,         widen, tile, store_f32, narrow_row, nullptr, nullptr};
+const Kernel kAvx512Vnni = {"avx512_vnni", Isa::avx512_vnni, kMr,          kNr,  16,        kKr,           1,       amax,    range,
+                            quantize_row,  load_row,         widen_avx512, tile, store_f32, narrow_avx512, nullptr, nullptr, false,
+                            linear,        quantize_rows,    activate};
 
 }  // namespace pycompress::int8_matmul
 #endif

@@ -1,7 +1,7 @@
 // 256-bit vpdpbusd: activations as u8 (q + 128), weights s8, int32 sums that wrap and never saturate.
 //
 // The body of two kernels, which differ in the encoding of one instruction only: int8_matmul_avx_vnni.cpp (VEX) and
-// int8_matmul_avx512_vnni256.cpp (EVEX). Each defines PC_VNNI256_TARGET and PC_DPBUSD before the include.
+// int8_matmul_avx512_vnni256.cpp (EVEX). Each defines PC_VNNI256_TARGET, PC_DPBUSD and PC_DPBUSD_TEXT before the include.
 //
 // Reading rows of floats is the AVX2 kernel's; what VNNI changes is written here.
 #pragma once
@@ -23,6 +23,8 @@ constexpr int kMr = 6, kNr = 16, kKr = 4;
 float amax(const float* x, int64_t k) { return kAvx2.amax(x, k); }
 void range(const float* x, int64_t k, float* low, float* high) { kAvx2.range(x, k, low, high); }
 void widen(const void* src, DType dtype, int64_t n, float* dst) { kAvx2.widen(src, dtype, n, dst); }
+void narrow(const float* src, int64_t n, DType dtype, void* dst) { kAvx2.narrow(src, n, dtype, dst); }
+void activate(float* y, int64_t rows, int cols, int64_t ld, Activation activation) { kAvx2.activate(y, rows, cols, ld, activation); }
 
 PC_TARGET_BEGIN(PC_VNNI256_TARGET)
 
@@ -44,6 +46,29 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero
   }
   for (; i < k; ++i) d[i] = static_cast<uint8_t>(_mm256_extract_epi32(quantize8(_mm256_set1_ps(x[i]), inv, lo, hi), 0) + 128 + zero_point);
   for (; i < kp; ++i) d[i] = 0;
+}
+
+// Dynamic and symmetric, where nothing needs clamping: |x| * inverse rounds to 127 at most.
+PC_INLINE __m256i quantize8(const float* x, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), inverse)); }
+
+void quantize_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t kp, void* dst, int64_t stride, float* scales) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works in 128-bit lanes
+  const __m256i offset = _mm256_set1_epi8(static_cast<char>(0x80));
+  uint8_t* d = static_cast<uint8_t*>(dst);
+  for (int64_t r = 0; r < rows; ++r, x += ldx, d += stride) {
+    float inverse;
+    scales[r] = symmetric_scale(amax(x, k), &inverse);
+    const __m256 inv = _mm256_set1_ps(inverse);
+    int64_t i = 0;
+    for (; i + 32 <= k; i += 32) {
+      const __m256i low = _mm256_packs_epi32(quantize8(x + i, inv), quantize8(x + i + 8, inv));
+      const __m256i high = _mm256_packs_epi32(quantize8(x + i + 16, inv), quantize8(x + i + 24, inv));
+      const __m256i q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(d + i), _mm256_xor_si256(q, offset));
+    }
+    for (; i < k; ++i) d[i] = static_cast<uint8_t>(_mm_cvtss_si32(_mm_set_ss(x[i] * inverse)) + 128);
+    for (; i < kp; ++i) d[i] = 0;
+  }
 }
 
 void load_row(const int8_t* a, int64_t k, int64_t kp, int, void* dst) {
@@ -94,6 +119,94 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
     default:
       return tile_rows<6>(a, segments, depth, b, acc);
   }
+}
+
+// tile and store_f32 in one: the sums leave as floats without passing memory. The order of the steps is one that compilers may not
+// change: next to an epilogue they run out of registers and spill.
+#if defined(__GNUC__)
+PC_INLINE void dot(__m256i& c0, __m256i& c1, const char* four, __m256i b0, __m256i b1) {
+  __m256i u;
+  __asm__ volatile("vpbroadcastd %[four],%[u]\n" PC_DPBUSD_TEXT " %[b0],%[u],%[c0]\n" PC_DPBUSD_TEXT " %[b1],%[u],%[c1]"
+                   : [c0] "+x"(c0), [c1] "+x"(c1), [u] "=&x"(u)
+                   : [four] "m"(*reinterpret_cast<const char (*)[4]>(four)), [b0] "x"(b0), [b1] "x"(b1));
+}
+#else
+PC_INLINE void dot(__m256i& c0, __m256i& c1, const char* four, __m256i b0, __m256i b1) {
+  const __m256i u = _mm256_set1_epi32(load32(four));
+  c0 = PC_DPBUSD(c0, u, b0);
+  c1 = PC_DPBUSD(c1, u, b1);
+}
+#endif
+
+template <int R, bool kRelu>
+PC_INLINE void linear_rows(const char* a, int64_t stride, int64_t depth, const int8_t* b, int used, const float* row_scale,
+                           const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
+  __m256i c[R][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
+  const char *x = a, *x3 = a + 3 * stride;
+  for (int64_t i = 0; i < depth / kKr; ++i, b += kKr * kNr, x += kKr, x3 += kKr) {
+    const __m256i b0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b));
+    const __m256i b1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b + 32));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) dot(c[r][0], c[r][1], (r < 3 ? x : x3) + r % 3 * stride, b0, b1);
+  }
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32(used - 8 * v), lane);
+    const __m256 sb = _mm256_maskload_ps(e.col_scale + 8 * v, m);
+    const __m256 bias = e.bias ? _mm256_maskload_ps(e.bias + 8 * v, m) : _mm256_setzero_ps();
+    const __m256i sums = _mm256_maskload_epi32(e.column_sum + 8 * v, m);
+    __m256i extra = _mm256_mullo_epi32(sums, _mm256_set1_epi32(correction[0]));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      // Neighbouring rows nearly always share their zero point, and vpmulld is slow.
+      if (r > 0 && correction[r] != correction[r - 1]) extra = _mm256_mullo_epi32(sums, _mm256_set1_epi32(correction[r]));
+      const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(c[r][v], extra));
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(row_scale[r]), sb);
+      const __m256 y = activate_avx2(_mm256_fmadd_ps(sum, scale, bias), kRelu ? Activation::relu : Activation::none);
+      if (used >= 8 * v + 8)
+        _mm256_storeu_ps(out + r * ldo + 8 * v, y);
+      else
+        _mm256_maskstore_ps(out + r * ldo + 8 * v, m, y);
+    }
+  }
+}
+
+template <bool kRelu>
+void linear_panel(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+                  int64_t ldo) {
+  int count = 0;
+  for (int64_t r = 0; r < rows; r += count, a += count * stride, out += count * ldo) {
+    count = next_rows(rows - r);
+    switch (count) {
+      case 1:
+        linear_rows<1, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+        break;
+      case 2:
+        linear_rows<2, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+        break;
+      case 3:
+        linear_rows<3, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+        break;
+      case 4:
+        linear_rows<4, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+        break;
+      case 5:
+        linear_rows<5, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+        break;
+      default:
+        linear_rows<6, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
+    }
+  }
+}
+
+void linear(const void* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
+            int64_t ldo) {
+  const char* x = static_cast<const char*>(a);
+  e.activation == Activation::relu ? linear_panel<true>(x, stride, rows, depth, b, used, e, out, ldo)
+                                   : linear_panel<false>(x, stride, rows, depth, b, used, e, out, ldo);
 }
 
 template <Activation kActivation>
