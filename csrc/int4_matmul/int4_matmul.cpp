@@ -133,7 +133,11 @@ void compute(const Kernel& kernel, const LinearArgs& p, const Layout& l, const R
   const char* packed = static_cast<const char*>(p.packed);
   for (int64_t j = begin * kNr; j < std::min(l.n, end * kNr); j += kNr) {
     const int cols = static_cast<int>(l.cols(j)), used = static_cast<int>(std::min<int64_t>(kNr, l.n - j));
-    std::memset(acc, 0, static_cast<size_t>(count) * kNr * sizeof(float));
+    const Epilogue e{rows.scales + first, p.bias ? p.bias + j : nullptr, p.activation};
+    const int64_t m = m0 + first;
+    const bool fused = kernel.fused && p.int8_activations && p.out_dtype == DType::f32 && l.groups > 0 &&
+                       (p.activation == Activation::none || p.activation == Activation::relu);
+    if (!fused) std::memset(acc, 0, static_cast<size_t>(count) * kNr * sizeof(float));
     for (int64_t g = 0; g < l.groups; ++g) {
       const Group group{rows.data + first * rows.stride + g * l.group * (p.int8_activations ? 1 : 4),
                         rows.stride,
@@ -145,11 +149,15 @@ void compute(const Kernel& kernel, const LinearArgs& p, const Layout& l, const R
                         cols,
                         reinterpret_cast<const float*>(packed + l.scale_offset(j, g)),
                         p.asymmetric ? reinterpret_cast<const uint8_t*>(packed + l.zero_offset(j, g)) : nullptr,
-                        acc};
+                        acc,
+                        fused && g == 0,
+                        fused && g + 1 == l.groups ? &e : nullptr,
+                        fused ? static_cast<float*>(p.out) + m * l.n + j : nullptr,
+                        l.n,
+                        used};
       (p.int8_activations ? kernel.group_int8 : kernel.group_float)(group);
     }
-    const Epilogue e{rows.scales + first, p.bias ? p.bias + j : nullptr, p.activation};
-    const int64_t m = m0 + first;
+    if (fused) continue;
     if (p.out_dtype == DType::f32) {
       kernel.store(acc, count, used, e, static_cast<float*>(p.out) + m * l.n + j, l.n);
     } else {

@@ -31,6 +31,12 @@ inline constexpr int kMaxGroup = 128;  // the sum of a group of q still fits int
 inline constexpr int kShift[8] = {0, 8, 16, 24, 4, 12, 20, 0};
 inline constexpr int kPosition[8] = {0, 8, 16, 24, 4, 12, 20, 28};
 
+struct Epilogue {
+  const float* row_scale;
+  const float* bias;  // or null
+  Activation activation;
+};
+
 // One group of k, one panel of columns, a block of rows.
 struct Group {
   const void* rows;        // operand of the first row at this group's first k: int8, or float times 2^-shift
@@ -44,6 +50,13 @@ struct Group {
   const float* scale;      // [cols]
   const uint8_t* zero;     // [cols], or null for 8 everywhere
   float* acc;              // [count][kNr], the sums a
+
+  // For kernels with `fused` only: the first group starts at 0 and need not read acc, the last one stores y and need not write it.
+  bool first;
+  const Epilogue* last;  // null before the last group
+  float* out;            // with `last`: where the first row's first column goes
+  int64_t ldo;
+  int used;  // columns that exist
 };
 
 // Rows of the next register tile: as few tiles of at most 6 rows as possible, all about equally tall.
@@ -51,12 +64,6 @@ static PC_INLINE int next_rows(int64_t left) {
   const int64_t tiles = (left + 5) / 6;
   return static_cast<int>((left + tiles - 1) / tiles);
 }
-
-struct Epilogue {
-  const float* row_scale;
-  const float* bias;  // or null
-  Activation activation;
-};
 
 struct Kernel {
   const char* name;
@@ -69,6 +76,8 @@ struct Kernel {
   void (*group_int8)(const Group& g);
   void (*group_float)(const Group& g);
   void (*store)(const float* acc, int64_t rows, int cols, const Epilogue& e, float* out, int64_t ldo);
+
+  bool fused = false;  // group_int8 does what `first` and `last` say, for no activation and relu
 };
 
 const KernelList<Kernel>& kernels();
