@@ -3,11 +3,35 @@
 
 #include "bindings/address.h"
 #include "bindings/bind.h"
+#include "bindings/fast_call.h"
 #include "int4_matmul/int4_matmul.h"
 
 namespace py = pybind11;
 
 namespace pycompress {
+namespace {
+
+struct LinearPlan {
+  static constexpr const char* kName = "int4_linear";
+  static constexpr int kIntegers = 7;  // m, x, ldx, dtype of x and out, packed, bias, out
+  const int4_matmul::Kernel& kernel;
+  int4_matmul::LinearArgs args;
+  int64_t work(const int64_t* integers) const { return integers[0] * args.n * args.k; }
+};
+
+void run_linear(const LinearPlan& plan, const int64_t* i) {
+  int4_matmul::LinearArgs args = plan.args;
+  args.m = i[0];
+  args.x = address<const void>(static_cast<uintptr_t>(i[1]));
+  args.ldx = i[2];
+  args.x_dtype = args.out_dtype = static_cast<DType>(i[3]);
+  args.packed = address<const void>(static_cast<uintptr_t>(i[4]));
+  args.bias = address<const float>(static_cast<uintptr_t>(i[5]));
+  args.out = address<void>(static_cast<uintptr_t>(i[6]));
+  linear(plan.kernel, args);
+}
+
+}  // namespace
 
 void bind_int4_matmul(py::module_& m) {
   using namespace int4_matmul;
@@ -29,15 +53,15 @@ void bind_int4_matmul(py::module_& m) {
     py::gil_scoped_release nogil;
     unpack(kr, address<const void>(packed), n, k, group, address<uint8_t>(weight), address<float>(scale), address<uint8_t>(zero));
   });
-  m.def("int4_linear",
-        [=](const std::string& kernel, int64_t M, int64_t N, int64_t K, int64_t group, uintptr_t x, int64_t ldx, int x_dtype,
-            uintptr_t packed, bool asymmetric, uintptr_t bias, bool int8_activations, int activation, uintptr_t out, int out_dtype) {
-          const Kernel& kr = pick(kernel);
-          py::gil_scoped_release nogil;
-          linear(kr, LinearArgs{M, N, K, group, address<const void>(x), ldx, static_cast<DType>(x_dtype), address<const void>(packed),
-                                asymmetric, address<const float>(bias), int8_activations, static_cast<Activation>(activation),
-                                address<void>(out), static_cast<DType>(out_dtype)});
+  m.def("int4_linear_plan",
+        [=](const std::string& kernel, int64_t N, int64_t K, int64_t group, bool asymmetric, bool int8_activations, int activation) {
+          LinearArgs args{};
+          args.n = N, args.k = K, args.group = group;
+          args.asymmetric = asymmetric, args.int8_activations = int8_activations;
+          args.activation = static_cast<Activation>(activation);
+          return make_plan(new LinearPlan{pick(kernel), args});
         });
+  def_fast_call<LinearPlan, run_linear>(m);
 }
 
 }  // namespace pycompress

@@ -18,6 +18,7 @@ from ..ops.int4_linear import (
     pack_int4,
     unpack_int4,
 )
+from ..ops.library import tracing
 from .base import LAYERS
 from .packed import PackedModule
 
@@ -154,9 +155,13 @@ class Int4Linear(PackedModule):
         return self.out_features * self.in_features + (self.out_features if self.bias is not None else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.packed.device:
+        if tracing():
+            packed, bias = self.packed, self.bias
+        else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
+            packed, bias = self._buffers["packed"], self._buffers["bias"]
+        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != packed.device:
             self._refuse(x)
-        return int4_linear_packed(x, self.packed, self.bias, *self._format(), self.int8_activations, self.activation, self._kernel)
+        return int4_linear_packed(x, packed, bias, *self._format(), self.int8_activations, self.activation, self._kernel)
 
     def _refuse(self, x: Tensor) -> None:
         check_input("Int4Linear", x)

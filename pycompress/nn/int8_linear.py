@@ -13,6 +13,7 @@ from ..ops.affine import quantize_weight
 from ..ops.cuda import int8_linear as cuda_int8
 from ..ops.int8_linear import check_activation_quantization, check_input, int8_linear_packed
 from ..ops.int8_matmul import kernel_for, pack_weight, unpack_weight
+from ..ops.library import tracing
 from .base import LAYERS
 from .packed import Int8ActivationModule
 
@@ -124,13 +125,18 @@ class Int8Linear(Int8ActivationModule):
         return self.out_features * self.in_features + (self.out_features if self.bias is not None else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
+        if tracing():
+            packed, scale, bias = self.packed, self.scale, self.bias
+        else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
+            buffers = self._buffers
+            packed, scale, bias = buffers["packed"], buffers["scale"], buffers["bias"]
+        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != packed.device:
             check_input("Int8Linear", x, self.in_features, self.weight_shape, self._device)
         return int8_linear_packed(
             x,
-            self.packed,
-            self.scale,
-            self.bias,
+            packed,
+            scale,
+            bias,
             self.out_features,
             self.in_features,
             self._x_scale,

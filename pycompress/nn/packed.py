@@ -101,13 +101,15 @@ class PackedModule(CompressedModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_buffers"] = {name: b for name, b in self._buffers.items() if name not in self._non_persistent_buffers_set}
+        state["_buffers"] = {name: None if name in self._non_persistent_buffers_set else b for name, b in self._buffers.items()}
         state["_canonical_tensors"] = {name: tensor.clone() for name, tensor in self._get_canonical().items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         tensors = state.pop("_canonical_tensors")
         super().__setstate__(state)
+        for name in self._non_persistent_buffers_set:  # assigning to them must make buffers, not plain attributes
+            self._buffers.setdefault(name, None)
         self._set_canonical(tensors)
         self._loaded()
 
