@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.cuda_emulation import needs_compiler
 from support.cuda_int8_conv2d import emulated
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pycompress.nn import Int8Conv1d, Int8Conv2d
 from pycompress.ops import int8_conv2d
@@ -117,6 +118,55 @@ def test_one_dimension(emulated_device):
     x = image(2, 6, 31)
     assert (layer(x) - conv(x).relu()).norm() < 0.02 * conv(x).norm()
     assert layer(x[0]).shape == (10, 16)
+
+
+@needs_compiler
+def test_out_of_memory_leaves_nothing_behind(emulated_device, monkeypatch):
+    """Whichever allocation fails: torch's error comes out, nothing was launched, and the next call is right."""
+    weight, scale, bias = problem()
+    x, empty, calls = image(2, 8, 6, 7), torch.empty, []
+    want = int8_conv2d(x, weight, scale, bias)
+
+    class Watched:
+        def __getattr__(self, name):
+            calls.append(name)
+            return getattr(emulated(), name)
+
+    def failing(*arguments, **options):
+        if not left:
+            raise torch.OutOfMemoryError("CUDA out of memory (test)")
+        left.pop()
+        return empty(*arguments, **options)
+
+    for count in range(2):  # the result, the workspace
+        left = [None] * count
+        with monkeypatch.context() as patch:
+            patch.setattr(extension, "module", Watched())
+            patch.setattr(torch, "empty", failing)
+            with pytest.raises(torch.OutOfMemoryError):
+                int8_conv2d(x, weight, scale, bias)
+    assert set(calls) <= {"int8_conv2d_max_partials"}
+    assert torch.equal(int8_conv2d(x, weight, scale, bias), want)
+
+
+@pytest.mark.parametrize("options", [{}, {"static": True, "int8_output": True}])
+def test_a_layer_on_a_gpu_is_one_node(monkeypatch, options):
+    """Fake CUDA tensors, as torch.export sees them."""
+    monkeypatch.setattr(sys.modules["pycompress.nn.int8_conv2d"], "kernel_for", lambda *_: extension.NAME)
+    monkeypatch.setattr(extension, "unsupported", lambda index: None)
+    layer = Int8Conv2d(8, 12, (3, 3), (2, 2), (1, 1), **options)
+    with FakeTensorMode():
+        for name, buffer in list(layer._buffers.items()):
+            if buffer is not None:
+                layer._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+        assert layer.kernel == extension.NAME and layer.fallback_reason is None
+        program = torch.export.export(layer, (torch.empty(2, 8, 9, 7, dtype=torch.float16, device="cuda"),))
+        with pytest.raises(ValueError, match="x must be on cuda:0 like weight, got cpu"):
+            layer(torch.empty(2, 8, 9, 7))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert [str(node.target) for node in nodes] == ["pycompress.int8_conv2d.default"]
+    y = nodes[0].meta["val"]
+    assert (y.device, y.dtype, tuple(y.shape)) == (torch.device("cuda:0"), torch.int8 if options else torch.float16, (2, 12, 5, 4))
 
 
 class OnCuda:
