@@ -27,6 +27,7 @@ ARCHITECTURES = ("80", "90a")
 TENSOR_CORES = {
     "int8_gemm": ("IMMA", r"mma\.sync"),
     "int4_int8": ("IMMA", r"mma\.sync"),
+    "int8_conv2d_gemm": ("IMMA", r"mma\.sync"),
     "weight_few": ("HMMA", r"mma\.sync"),
     "sparse24": ("(IMMA|HMMA).SP", r"mma\.sp"),
 }

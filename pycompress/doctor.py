@@ -101,7 +101,7 @@ def _kernels() -> dict[str, dict[str, Any]]:
 
 
 CUDA_OPS = (
-    "int8_matmul", "int8_linear", "int8_weight_linear", "int4_linear", "int8_sparse24_linear", "sparse24_linear",
+    "int8_matmul", "int8_linear", "int8_conv2d", "int8_weight_linear", "int4_linear", "int8_sparse24_linear", "sparse24_linear",
     "int8_sparse24_conv2d", "sparse24_conv2d", "kd_loss", "linear_kd_loss",
 )  # fmt: skip
 CUDA_STATE = "compiled and emulated, not yet run on a GPU"

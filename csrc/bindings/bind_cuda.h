@@ -4,6 +4,7 @@
 
 namespace pycompress {
 
+void bind_int8_conv2d_cuda(pybind11::module_& m);
 void bind_int8_linear_cuda(pybind11::module_& m);
 void bind_kd_loss_cuda(pybind11::module_& m);
 void bind_sparse24_cuda(pybind11::module_& m);

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C_cuda, m, py::mod_gil_not_used()) {
     return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
   });
   m.attr("runtime_version") = CUDART_VERSION;
+  bind_int8_conv2d_cuda(m);
   bind_int8_linear_cuda(m);
   bind_kd_loss_cuda(m);
   bind_sparse24_cuda(m);

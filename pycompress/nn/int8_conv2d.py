@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops import native
 from ..ops.activation import check_activation
 from ..ops.affine import quantize_weight
+from ..ops.cuda import extension
 from ..ops.int8_conv2d import (
     Requantization,
     check_input,
@@ -196,7 +197,7 @@ class Int8Conv2d(Int8ActivationModule):
     def fallback_reason(self) -> str | None:
         if self._kernel != native.REFERENCE:
             return None
-        return native.fallback_reason("int8_conv2d") or f"no native kernel for {self.packed.device.type} tensors"
+        return extension.fallback_reason("int8_conv2d", self.packed.device)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -12,13 +12,14 @@ from torch import Tensor
 from . import native
 from .activation import ACTIVATE, check_activation
 from .affine import dequantize_affine, quantize_affine, symmetric_scale
+from .cuda import int8_conv2d as cuda_conv2d
+from .cuda.extension import NAME as CUDA
 from .int8_linear import check_activation_quantization, check_weight
 from .int8_matmul import kernel_for as matmul_kernel_for
 from .library import define, tracing
 
 Pair = tuple[int, int]
-_ELEMENTS = {**native.DTYPES, torch.int8: 3}
-"""Element types by their number in csrc/int8_conv2d/int8_conv2d.h."""
+_ELEMENTS = cuda_conv2d.ELEMENTS
 
 
 class Geometry(NamedTuple):
@@ -154,7 +155,7 @@ def int8_conv2d(
     - ``out_scale``, ``out_zero_point``: make the result int8, as ``quantize_affine`` would; always channels_last, the layout in which
       int8 results go straight into the next convolution
     - ``out_dtype``: float type of the result; by default that of ``x``, float32 if ``x`` is int8
-    - ``kernel``: forces one of ``native.kernels("int8_conv2d")``
+    - ``kernel``: forces one of ``native.kernels("int8_conv2d")``, or "cuda" for tensors that are there
 
     Returns (N, O, H', W') in the memory format of ``x``. Equals ``F.conv2d`` on ``(q - zero_point) * x_scale`` and ``weight * scale``
     with the sum exact in integers; padding is the zero point. An image with NaN or Inf gives a NaN image. The gradient with respect to
@@ -266,8 +267,8 @@ def make_requantization(
 
 
 def kernel_for(x: Tensor, kernel: str | None, where: str = "int8_conv2d") -> str:
-    """The kernel for a tensor: those of ``int8_matmul``, but no convolution has a CUDA kernel."""
-    return native.REFERENCE if x.device.type == "cuda" and kernel is None else matmul_kernel_for(x, kernel, where)
+    """The kernel for a tensor: those of ``int8_matmul``."""
+    return matmul_kernel_for(x, kernel, where)
 
 
 def pack_weight(weight: Tensor, geometry: list[int], kernel: str) -> Tensor:
@@ -275,6 +276,8 @@ def pack_weight(weight: Tensor, geometry: list[int], kernel: str) -> Tensor:
     weight = weight.contiguous()
     if kernel == native.REFERENCE:
         return weight
+    if kernel == CUDA:
+        return cuda_conv2d.pack(weight, geometry[-1])
     sizes = (1, weight.shape[1] * geometry[-1], 1, 1, *geometry)
     packed = torch.empty(native.module.int8_conv2d_packed_bytes(kernel, sizes), dtype=torch.int8, device="cpu")
     native.module.int8_conv2d_pack(kernel, sizes, weight.data_ptr(), packed.data_ptr())
@@ -285,6 +288,8 @@ def unpack_weight(packed: Tensor, channels: int, geometry: list[int], kernel: st
     """The canonical weight (O, C / groups, kh, kw) out of ``pack_weight``'s result; ``channels`` = C."""
     if kernel == native.REFERENCE:
         return packed
+    if kernel == CUDA:
+        return cuda_conv2d.unpack(packed, (geometry[0], channels // geometry[-1], geometry[1], geometry[2]), geometry[-1])
     weight = torch.empty(geometry[0], channels // geometry[-1], geometry[1], geometry[2], dtype=torch.int8, device="cpu")
     native.module.int8_conv2d_unpack(kernel, (1, channels, 1, 1, *geometry), packed.data_ptr(), weight.data_ptr())
     return weight
@@ -430,6 +435,26 @@ def _run(
         )
         return y.contiguous() if nchw else y
     channels_last = _suggests_channels_last(x)
+    if kernel == CUDA:
+        return cuda_conv2d.conv2d(
+            x,
+            packed,
+            scale,
+            bias,
+            residual,
+            geometry,
+            x_scale,
+            x_zero_point,
+            out_dtype,
+            out_scale,
+            out_zero_point,
+            residual_scale,
+            residual_zero_point,
+            activation,
+            out_size=geometry.out_size(x.shape[2], x.shape[3]),
+            channels_last=channels_last,
+            out_channels_last=out_scale is not None or (channels_last and not nchw),
+        )
     depthwise = geometry.groups == x.shape[1] == geometry.out_channels
     out_channels_last = out_scale is not None or (channels_last and (depthwise or not nchw))
     # The kernels read dense pixels (channels_last) or dense rows; int8 only the former, and depthwise layers keep the layout.
@@ -493,6 +518,8 @@ _op = define(
 def _fake_pack(weight, geometry, kernel):
     if kernel == native.REFERENCE:
         return torch.empty_like(weight, memory_format=torch.contiguous_format)
+    if kernel == CUDA:
+        return weight.new_empty(cuda_conv2d.packed_bytes(weight.shape, geometry[-1]))
     return weight.new_empty(native.module.int8_conv2d_packed_bytes(kernel, (1, weight.shape[1] * geometry[-1], 1, 1, *geometry)))
 
 

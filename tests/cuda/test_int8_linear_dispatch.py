@@ -13,7 +13,6 @@ from pycompress.nn import Int8Linear
 from pycompress.ops import int8_linear, int8_matmul, native
 from pycompress.ops.cuda import extension
 from pycompress.ops.cuda.int8_linear import unsupported
-from pycompress.ops.int8_conv2d import kernel_for as conv_kernel_for
 from pycompress.ops.int8_matmul import kernel_for
 
 
@@ -80,7 +79,6 @@ def test_the_choice_and_its_reasons(monkeypatch):
     monkeypatch.setattr(extension, "unsupported", lambda index: None)
     assert unsupported(OnCuda.device) is None
     assert kernel_for(OnCuda(), None) == "cuda" and kernel_for(OnCuda(), "reference") == "reference"
-    assert conv_kernel_for(OnCuda(), None) == "reference"
     monkeypatch.setattr(extension, "unsupported", lambda index: "compute capability 7.5")
     assert kernel_for(OnCuda(), None) == "reference"
     with pytest.raises(ValueError, match="int8_linear: kernel 'cuda' cannot run on cuda:0: compute capability 7"):

@@ -17,6 +17,21 @@ __device__ __forceinline__ void async_copy16(void* to, const void* from, bool va
 #endif
 }
 
+// kBytes (4, 8 or 16) from an address that is always readable, both addresses aligned to kBytes.
+template <int kBytes>
+__device__ __forceinline__ void async_copy(void* to, const void* from) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#ifdef PYCOMPRESS_CUDA_EMULATION
+  emulation::async_copy(to, from, kBytes);
+#else
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
+#endif
+}
+
 // Closes a group of copies of this thread.
 __device__ __forceinline__ void async_commit() {
 #ifdef PYCOMPRESS_CUDA_EMULATION

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/types.h"
 
@@ -29,28 +30,44 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// Eight neighbours in memory, moved with 16-byte accesses where they are aligned.
+// Neighbours in memory, moved with accesses of 4, 8 or 16 bytes, to which they are aligned.
 template <class T>
-struct alignas(16) Eight {
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+template <class T>
+struct alignas(sizeof(T) == 1 ? 8 : 16) Eight {
   T v[8];
 };
 
+template <class Values>
+using Words = std::conditional_t<alignof(Values) == 16, uint4, std::conditional_t<alignof(Values) == 8, uint2, uint32_t>>;
+
+template <class Values>
+__device__ __forceinline__ void move(void* to, const void* from) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Values) / alignof(Values)); ++i)
+    static_cast<Words<Values>*>(to)[i] = static_cast<const Words<Values>*>(from)[i];
+}
+template <class T>
+__device__ __forceinline__ Four<T> load4(const T* p) {
+  Four<T> out;
+  move<Four<T>>(&out, p);
+  return out;
+}
 template <class T>
 __device__ __forceinline__ Eight<T> load8(const T* p) {
   Eight<T> out;
-  const uint4* from = reinterpret_cast<const uint4*>(p);
-  uint4* to = reinterpret_cast<uint4*>(&out);
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(Eight<T>) / 16); ++i) to[i] = from[i];
+  move<Eight<T>>(&out, p);
   return out;
 }
-
+template <class T>
+__device__ __forceinline__ void store4(T* p, const Four<T>& values) {
+  move<Four<T>>(p, &values);
+}
 template <class T>
 __device__ __forceinline__ void store8(T* p, const Eight<T>& values) {
-  const uint4* from = reinterpret_cast<const uint4*>(&values);
-  uint4* to = reinterpret_cast<uint4*>(p);
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(Eight<T>) / 16); ++i) to[i] = from[i];
+  move<Eight<T>>(p, &values);
 }
 
 // As torch: relu keeps NaN, gelu is the exact one.
@@ -68,6 +85,29 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
       return v * (v < -3.0f ? 0.0f : v > 3.0f ? 6.0f : v + 3.0f) * (1.0f / 6.0f);
     default:
       return v;
+  }
+}
+
+// All of an array, with one decision.
+template <int kCount>
+__device__ __forceinline__ void activate(float (&v)[kCount], Activation activation) {
+  const auto all = [&](Activation one) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = activate(v[i], one);
+  };
+  switch (activation) {
+    case Activation::none:
+      return;
+    case Activation::relu:
+      return all(Activation::relu);
+    case Activation::gelu:
+      return all(Activation::gelu);
+    case Activation::silu:
+      return all(Activation::silu);
+    case Activation::relu6:
+      return all(Activation::relu6);
+    case Activation::hardswish:
+      return all(Activation::hardswish);
   }
 }
 

@@ -1,0 +1,7 @@
+#include "int8_conv2d/int8_conv2d_gemm.cuh"
+
+namespace pycompress::int8_conv2d {
+
+void conv_cuda_128x64_4(const ConvArgs& args, const cuda::Stream& stream) { launch_conv<Tile<128, 64, 64, 32, 4, 3, 4>>(args, stream); }
+
+}  // namespace pycompress::int8_conv2d
