@@ -1,0 +1,85 @@
+// Copies of boxes out of matrices in global memory by the copy engine (sm_90): a tensor map, made on the host, says where the matrix is and
+// what a box is; one thread starts a copy, which ends at a barrier in shared memory (mbarrier.cuh).
+//
+// Boxes are 128 bytes wide and lie in shared memory with 128-byte swizzle, as wgmma.cuh wants them: row r at r * 128, its 16-byte chunk c
+// at place c ^ r % 8. Boxes start at multiples of 1024 bytes. What is outside of the matrix becomes 0 and counts as bytes all the same.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "core/cuda/launch.cuh"
+#include "core/cuda/mbarrier.cuh"
+
+namespace pycompress::cuda {
+
+constexpr int kBoxBytes = 128;  // of a row
+
+using EncodeTensorMap = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                                     const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// The driver's encoder, through the runtime: the module does not link the driver.
+inline EncodeTensorMap tensor_map_encoder(const char* what) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result), what);
+#else
+  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result), what);
+#endif
+  if (result != cudaDriverEntryPointSuccess || !found)
+    throw std::runtime_error(std::string(what) + ": the driver has no cuTensorMapEncodeTiled; kernels for Hopper need one for CUDA 12.0");
+  return reinterpret_cast<EncodeTensorMap>(found);
+}
+
+// A matrix of `rows` rows of `row_bytes` bytes, `stride` bytes apart; everything aligned to 16 bytes. A box has `box_rows` (<= 256) rows.
+inline CUtensorMap tensor_map(const char* what, const void* matrix, int64_t rows, int64_t row_bytes, int64_t stride, int box_rows) {
+  const cuuint64_t size[2] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)},
+                   strides[1] = {static_cast<cuuint64_t>(stride)};
+  const cuuint32_t box[2] = {kBoxBytes, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  CUtensorMap map{};
+  const CUresult result = tensor_map_encoder(what)(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), size, strides, box,
+                                                   steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS)
+    throw std::runtime_error(std::string(what) + ": the driver refused a tensor map for " + std::to_string(rows) + " rows of " +
+                             std::to_string(row_bytes) + " bytes, " + std::to_string(stride) + " apart (CUDA driver error " +
+                             std::to_string(static_cast<int>(result)) + ")");
+  return map;
+}
+
+// `map`: in a __grid_constant__ parameter.
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
+#ifdef PYCOMPRESS_CUDA_EMULATION
+  emulation::check_tensor_map(map);
+#else
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+
+// Starts the copy of the box whose first byte is byte x of row y. kMulticast: into the same place of every block of the cluster whose bit
+// is set in `blocks`, where the same barrier counts the bytes.
+template <bool kMulticast>
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t x, int32_t y, uint16_t blocks = 0) {
+#ifdef PYCOMPRESS_CUDA_EMULATION
+  emulation::copy_box(to, map, barrier, x, y, kMulticast ? blocks : 0u);
+#else
+  if constexpr (kMulticast)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::
+            "r"(shared_address(to)),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
+        : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+        : "memory");
+#endif
+}
+
+}  // namespace pycompress::cuda
