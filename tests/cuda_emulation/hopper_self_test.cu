@@ -136,7 +136,9 @@ const char* start(unsigned blocks, unsigned threads, unsigned cluster, size_t sh
 const char* with_map(const void* matrix, int64_t rows, int64_t bytes, int64_t stride, int box_rows,
                      const std::function<const char*(const CUtensorMap&)>& run) {
   try {
-    return run(tensor_map("test", matrix, rows, bytes, stride, box_rows));
+    CUtensorMap map;
+    make_tensor_map(map, "test", matrix, rows, bytes, stride, box_rows);
+    return run(map);
   } catch (const std::exception& e) {
     message = e.what();
   }

@@ -42,6 +42,7 @@ inline void wgmma_wait(size_t pending, int line) {
   Fiber& f = *machine.current;
   for (; f.products.size() > pending; f.products.pop_front())
     for (const Action& product : f.products.front()) product();
+  (void)gather(0xffffffffu, 0, "wgmma.wait_group", line);  // it returns for the whole warp
 }
 
 // An operand of 8 n rows of `bytes` (32 or 64) bytes along k, K-major. Fields of the descriptor: 0..13 start, 16..29 distance along k of

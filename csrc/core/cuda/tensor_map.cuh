@@ -36,12 +36,13 @@ inline EncodeTensorMap tensor_map_encoder(const char* what) {
   return reinterpret_cast<EncodeTensorMap>(found);
 }
 
-// A matrix of `rows` rows of `row_bytes` bytes, `stride` bytes apart; everything aligned to 16 bytes. A box has `box_rows` (<= 256) rows.
-inline CUtensorMap tensor_map(const char* what, const void* matrix, int64_t rows, int64_t row_bytes, int64_t stride, int box_rows) {
+// For a matrix of `rows` rows of `row_bytes` bytes, `stride` bytes apart; everything aligned to 16 bytes. A box has `box_rows` (<= 256)
+// rows. By reference: g++ 12 does not align the temporary for a result as this type wants.
+inline void make_tensor_map(CUtensorMap& map, const char* what, const void* matrix, int64_t rows, int64_t row_bytes, int64_t stride,
+                            int box_rows) {
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)},
                    strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {kBoxBytes, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  CUtensorMap map{};
   const CUresult result = tensor_map_encoder(what)(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), size, strides, box,
                                                    steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -49,7 +50,6 @@ inline CUtensorMap tensor_map(const char* what, const void* matrix, int64_t rows
     throw std::runtime_error(std::string(what) + ": the driver refused a tensor map for " + std::to_string(rows) + " rows of " +
                              std::to_string(row_bytes) + " bytes, " + std::to_string(stride) + " apart (CUDA driver error " +
                              std::to_string(static_cast<int>(result)) + ")");
-  return map;
 }
 
 // `map`: in a __grid_constant__ parameter.
