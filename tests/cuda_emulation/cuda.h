@@ -35,7 +35,6 @@ struct TensorMap {
   uint32_t box[2], element, swizzle;
 };
 inline constexpr uint64_t kTensorMap = 0x70616d726f736e65;
-inline bool driver_has_tensor_maps = true;
 
 inline CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* size,
                                   const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave,
@@ -105,7 +104,4 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
   *function = found ? reinterpret_cast<void*>(&emulation::encode_tensor_map) : nullptr;
   *result = found ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
-}
-extern "C" __attribute__((visibility("default"), used)) inline void emulation_set_tensor_maps(int has) {
-  emulation::driver_has_tensor_maps = has;
 }

@@ -122,6 +122,7 @@ inline constexpr size_t kStack = 256 * 1024, kCanary = 256;
 inline constexpr unsigned char kPoison = 0xff, kCanaryByte = 0xc5;  // floats of 0xff are NaN
 
 inline Machine machine;
+inline bool driver_has_tensor_maps = true;
 inline thread_local char tls_marker;  // `__shared__` is thread_local storage, whose extent the linker knows
 
 struct Extent {
@@ -461,4 +462,9 @@ extern "C" __attribute__((visibility("default"), used)) inline void emulation_se
   using namespace emulation;
   machine.order = order == 0 ? Order::forward : order == 1 ? Order::backward : Order::shuffled;
   machine.seed = order;
+}
+
+// For tests: whether the driver can make tensor maps (cuda.h).
+extern "C" __attribute__((visibility("default"), used)) inline void emulation_set_tensor_maps(int has) {
+  emulation::driver_has_tensor_maps = has != 0;
 }
