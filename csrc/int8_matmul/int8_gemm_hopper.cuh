@@ -10,6 +10,7 @@
 #include "core/cuda/convert.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/tensor_map.cuh"
+#include "core/cuda/tile_order.cuh"
 #include "core/cuda/wgmma.cuh"
 #include "int8_matmul/int8_epilogue.cuh"
 
@@ -41,28 +42,6 @@ struct HopperArgs {
   GemmArgs gemm;
   int clusters_m, tiles_n, steps;
   bool vector_out;  // rows of the output start at multiples of four values
-};
-
-// Where the tile with this number starts: a cluster's rows, and columns. Along the rows first, in groups of kPeriod.
-template <class T>
-__device__ __forceinline__ void tile_origin(const HopperArgs& p, int tile, unsigned rank, int& m0, int& n0) {
-  const int in_group = T::kPeriod * p.tiles_n, group = tile / in_group, rest = tile % in_group;
-  const int height = p.clusters_m - group * T::kPeriod < T::kPeriod ? p.clusters_m - group * T::kPeriod : T::kPeriod;
-  m0 = ((group * T::kPeriod + rest % height) * T::kCluster + static_cast<int>(rank)) * T::kBm, n0 = rest / height * T::kBn;
-}
-
-// Stage and parity, in turn.
-template <int kStages>
-struct Turn {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-  __device__ __forceinline__ void skip(int steps) {
-    stage += steps;
-    parity ^= static_cast<unsigned>(stage / kStages) & 1, stage %= kStages;
-  }
 };
 
 struct Columns {
@@ -195,8 +174,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) int8_gemm_hopper(const __grid_
       constexpr int kBoxes = T::kBn / T::kBoxRows / T::kCluster;  // of B that this block fetches
       Turn<T::kStages> turn;
       for (int tile = first; tile < tiles; tile += stride) {
-        int m0, n0;
-        tile_origin<T>(p, tile, rank, m0, n0);
+        const TilePlace at = tile_place(tile, p.clusters_m, p.tiles_n, T::kPeriod);
+        const int m0 = (at.cluster * T::kCluster + static_cast<int>(rank)) * T::kBm, n0 = at.tile * T::kBn;
         for (int step = 0; step < p.steps; ++step, turn.next()) {
           barrier_wait(empty + turn.stage, turn.parity ^ 1);
           Barrier* const bar = full + turn.stage;
@@ -230,8 +209,8 @@ __global__ void __launch_bounds__(T::kThreads, 1) int8_gemm_hopper(const __grid_
         turn.skip(p.steps);
         continue;
       }
-      int m0, n0;
-      tile_origin<T>(p, tile, rank, m0, n0);
+      const TilePlace at = tile_place(tile, p.clusters_m, p.tiles_n, T::kPeriod);
+      const int m0 = (at.cluster * T::kCluster + static_cast<int>(rank)) * T::kBm, n0 = at.tile * T::kBn;
       float* const data = column_data + buffer * 3 * T::kBn;
       const Columns columns{data, data + T::kBn, reinterpret_cast<int32_t*>(data + 2 * T::kBn)};
       float row_scale[T::kBlocks][2] = {};
@@ -261,12 +240,12 @@ __global__ void __launch_bounds__(T::kThreads, 1) int8_gemm_hopper(const __grid_
       for (int step = 0; step < p.steps; ++step, turn.next()) {
         barrier_wait(full + turn.stage, turn.parity);
         wgmma_fence();
-        const uint64_t at = static_cast<uint64_t>(turn.stage) * (T::kStageBytes / 16);
+        const uint64_t offset = static_cast<uint64_t>(turn.stage) * (T::kStageBytes / 16);
 #pragma unroll
         for (int k = 0; k < kBoxBytes / 32; ++k)
 #pragma unroll
           for (int i = 0; i < T::kBlocks; ++i)
-            wgmma_s8<T::kBn>(sums[i], a_operand + at + i * (64 * kBoxBytes / 16) + 2 * k, b_operand + at + 2 * k);
+            wgmma_s8<T::kBn>(sums[i], a_operand + offset + i * (64 * kBoxBytes / 16) + 2 * k, b_operand + offset + 2 * k);
         wgmma_commit();
         wgmma_wait<1>();  // the step before
         if (step > 0) release(before);

@@ -108,7 +108,7 @@ def test_faulty_products(lib, fault, texts):
         ("barrier_without_fence", "not followed by fence.mbarrier_init"),
         ("sets_registers_alone", "deadlock: 32 threads wait in setmaxnreg"),
         ("no_tensor_map", "something that cuTensorMapEncodeTiled did not make"),
-        ("odd_stride", r"test: the driver refused a tensor map for 8 rows of 128 bytes, 136 apart \(CUDA driver error 1\)"),
+        ("odd_stride", r"test: the driver refused a tensor map for sizes 128 8 and strides 136 \(CUDA driver error 1\)"),
         ("copy_to_odd_place", "must be aligned to 128 bytes"),
         ("copy_past_the_end", "ends behind shared memory"),
     ],

@@ -31,22 +31,26 @@ namespace emulation {
 struct TensorMap {
   uint64_t magic;
   const unsigned char* base;
-  uint64_t size[2], stride;  // elements, rows; bytes
-  uint32_t box[2], element, swizzle;
+  uint64_t size[4], stride[3];  // elements; bytes
+  uint32_t box[4], element, swizzle, rank;
 };
 inline constexpr uint64_t kTensorMap = 0x70616d726f736e65;
 
 inline CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* size,
                                   const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave,
                                   CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  const uint32_t element = 1u << type, widths[4] = {1u << 30, 32, 64, 128};
-  bool good = rank == 2 && reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(base) % 16 == 0 && base;
-  good =
-      good && strides[0] % 16 == 0 && strides[0] < uint64_t{1} << 40 && box[0] * element % 16 == 0 && box[0] * element <= widths[swizzle];
-  for (int i = 0; i < 2; ++i) good = good && size[i] > 0 && size[i] <= uint64_t{1} << 32 && box[i] > 0 && box[i] <= 256 && steps[i] == 1;
-  if (!good) return CUDA_ERROR_INVALID_VALUE;
-  const TensorMap m{kTensorMap, static_cast<const unsigned char*>(base), {size[0], size[1]}, strides[0], {box[0], box[1]}, element,
-                    swizzle};
+  TensorMap m{kTensorMap, static_cast<const unsigned char*>(base), {1, 1, 1, 1}, {}, {1, 1, 1, 1}, 1u << type, swizzle, rank};
+  const uint32_t widths[4] = {1u << 30, 32, 64, 128};
+  if (rank < 1 || rank > 4 || reinterpret_cast<uintptr_t>(map) % 64 || reinterpret_cast<uintptr_t>(base) % 16 || !base)
+    return CUDA_ERROR_INVALID_VALUE;
+  for (uint32_t i = 0; i < rank; ++i) {
+    m.size[i] = size[i], m.box[i] = box[i];
+    if (size[i] == 0 || size[i] > uint64_t{1} << 32 || box[i] == 0 || box[i] > 256 || steps[i] != 1) return CUDA_ERROR_INVALID_VALUE;
+    if (i == 0) continue;
+    m.stride[i - 1] = strides[i - 1];
+    if (strides[i - 1] % 16 || strides[i - 1] >= uint64_t{1} << 40) return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (box[0] * m.element % 16 || box[0] * m.element > widths[swizzle]) return CUDA_ERROR_INVALID_VALUE;
   static_assert(sizeof m <= sizeof map->opaque);
   std::memcpy(map->opaque, &m, sizeof m);
   return CUDA_SUCCESS;
@@ -61,10 +65,11 @@ inline TensorMap check_tensor_map(const CUtensorMap* map) {
 }
 
 // Copies a box into this block, or into the blocks of `blocks`. From the start to the end of the copy its place holds poison.
-inline void copy_box(void* to, const CUtensorMap* map, uint64_t* barrier, int32_t x, int32_t y, unsigned blocks) {
+inline void copy_box(void* to, const CUtensorMap* map, uint64_t* barrier, const std::vector<int32_t>& first, unsigned blocks) {
   const TensorMap m = check_tensor_map(map);
-  const uint32_t row_bytes = m.box[0] * m.element, bytes = row_bytes * m.box[1], width = m.swizzle ? 16u << m.swizzle : 0,
-                 at = shared_address(to);
+  const uint32_t row_bytes = m.box[0] * m.element, rows = m.box[1] * m.box[2] * m.box[3], bytes = row_bytes * rows;
+  const uint32_t width = m.swizzle ? 16u << m.swizzle : 0, at = shared_address(to);
+  if (first.size() != m.rank) fail("cp.async.bulk.tensor: as many coordinates as the tensor map has dimensions");
   if (at % 128) fail("cp.async.bulk.tensor: shared memory must be aligned to 128 bytes");
   (void)load_barrier(barrier);
   Block& own = *machine.current->block;
@@ -79,14 +84,21 @@ inline void copy_box(void* to, const CUtensorMap* map, uint64_t* barrier, int32_
     if (block.alive == 0) fail("cp.async.bulk.tensor: multicast to a block that has left");
     std::memset(block.dynamic + offset, kPoison, bytes);
     engine_action([=, &block] {
-      for (uint32_t row = 0; row < m.box[1]; ++row)
-        for (uint32_t column = 0; column < row_bytes; ++column) {
-          const int64_t from_row = int64_t{y} + row, from = (int64_t{x} * m.element) + column;
-          const bool inside = from_row >= 0 && from_row < static_cast<int64_t>(m.size[1]) && from >= 0 &&
-                              from < static_cast<int64_t>(m.size[0] * m.element);
-          const uint32_t place = swizzled(at + row * row_bytes + column, width) - at;
-          block.dynamic[offset + place] = inside ? m.base[from_row * static_cast<int64_t>(m.stride) + from] : 0;
+      for (uint32_t row = 0; row < rows; ++row) {
+        const uint32_t in_box[4] = {0, row % m.box[1], row / m.box[1] % m.box[2], row / m.box[1] / m.box[2]};
+        bool row_inside = true;
+        const unsigned char* from = m.base;
+        for (uint32_t i = 1; i < m.rank; ++i) {
+          const int64_t index = int64_t{first[i]} + in_box[i];
+          row_inside = row_inside && index >= 0 && index < static_cast<int64_t>(m.size[i]);
+          if (row_inside) from += index * static_cast<int64_t>(m.stride[i - 1]);
         }
+        for (uint32_t column = 0; column < row_bytes; ++column) {
+          const int64_t byte = int64_t{first[0]} * m.element + column;
+          const bool inside = row_inside && byte >= 0 && byte < static_cast<int64_t>(m.size[0] * m.element);
+          block.dynamic[offset + (swizzled(at + row * row_bytes + column, width) - at)] = inside ? from[byte] : 0;
+        }
+      }
       barrier_bytes(reinterpret_cast<uint64_t*>(block.dynamic + barrier_offset), bytes);
     });
   }

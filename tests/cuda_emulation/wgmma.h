@@ -140,4 +140,38 @@ void wgmma(Sum (&d)[kSums], uint64_t a, uint64_t b, int line) {
   });
 }
 
+// With 2:4 kept values in A, 32 bytes per row, against 64 bytes of B. Places: four bits per group of four along k; for 16-bit elements
+// lanes 0 and 1 of four hold groups 0..3 and 4..7, row g in the lower half, g + 8 in the upper; for 8-bit ones lane t holds groups 8 (t /
+// 2) .. of row g + 8 (t % 2). (PTX ISA, "Sparse matrix storage" of wgmma.mma_async.sp.)
+template <class Element, class Sum, size_t kSums>
+void wgmma_sparse(Sum (&d)[kSums], uint64_t a, uint64_t b, uint32_t e, int line) {
+  same_descriptors(a, b, "wgmma.sp", line);
+  const auto words = gather(0xffffffffu, e, "wgmma.sp", line);
+  const size_t four = machine.current->lane / 4 * 4;
+  constexpr int kStored = 32 / static_cast<int>(sizeof(Element));
+  std::vector<int> places(2 * kStored);  // along k, of this thread's two rows
+  for (int i = 0; i < 2 * kStored; ++i) {
+    const int row = i / kStored, group = i % kStored / 2;
+    const size_t lane = sizeof(Element) == 2 ? static_cast<size_t>(group / 4) : static_cast<size_t>(group / 8 * 2 + row);
+    const uint32_t both = words[four + lane] >> (sizeof(Element) == 2 ? row * 16 + group % 4 * 4 : group % 8 * 4) & 15u;
+    if ((both & 3u) >= both >> 2) fail("wgmma.sp: the places of kept values must rise");
+    places[static_cast<size_t>(i)] = 4 * group + static_cast<int>(both >> (i % 2 * 2) & 3u);
+  }
+  const std::vector<int> rows = own_rows(), columns = own_columns(kSums);
+  const Operand from_a(a), from_b(b);
+  const Rows in_a(from_a, rows, 32), in_b(from_b, columns, 64);
+  start_product(d, [=](Sum* sums) {
+    if (Rows(from_a, rows, 32).data != in_a.data || Rows(from_b, columns, 64).data != in_b.data)
+      fail("wgmma.sp: an operand in shared memory changed while it was in use");
+    for (size_t i = 0; i < kSums; ++i) {
+      const int row = static_cast<int>(i / 2 % 2);
+      const Element* const x = in_a.row<Element>(row);
+      const Element* const y = in_b.row<Element>(static_cast<int>(i / 4 * 2 + i % 2));
+      Sum sum = sums[i];
+      for (int k = 0; k < kStored; ++k) sum += static_cast<Sum>(x[k]) * static_cast<Sum>(y[places[static_cast<size_t>(row * kStored + k)]]);
+      sums[i] = sum;
+    }
+  });
+}
+
 }  // namespace emulation

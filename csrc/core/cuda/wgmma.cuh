@@ -7,24 +7,31 @@
 // rows 16 w .. 16 w + 15. With g = lane / 4 and t = lane % 4, d[4 j + 2 h + c] is row g + 8 h, column 8 j + 2 t + c.
 // (PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk32", "Matrix Descriptor Format", "Strides".)
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/mbarrier.cuh"
 
 namespace pycompress::cuda {
 
-// An operand whose rows (A) or columns (B) are 128 bytes of k each, one after the other, with 128-byte swizzle, from a multiple of 1024
-// bytes on. Eight of them, 1024 bytes, repeat. Adding 2 i to the descriptor moves it by 32 i bytes along k, within the 128.
+// An operand whose rows (A) or columns (B) are kRowBytes (128 or 64) bytes of k each, one after the other, with swizzle of that width, from
+// a multiple of 1024 bytes on. The pattern repeats after eight of them. Adding 2 i to the descriptor moves it by 32 i bytes along k, within
+// the row.
+template <int kRowBytes = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(const void* tile) {
+  static_assert(kRowBytes == 128 || kRowBytes == 64);
 #ifdef PYCOMPRESS_CUDA_EMULATION
   const uint64_t address = emulation::shared_address(tile);
 #else
   const uint64_t address = shared_address(tile);
 #endif
-  constexpr uint64_t kSwizzle128 = 1, kStride = 1024, kUnused = 1;  // the distance along k means nothing with swizzle
-  return (address >> 4 & 0x3fff) | kUnused << 16 | kStride >> 4 << 32 | kSwizzle128 << 62;
+  constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : 2, kStride = 8 * kRowBytes,
+                     kUnused = 1;  // distances along k mean nothing with swizzle
+  return (address >> 4 & 0x3fff) | kUnused << 16 | kStride >> 4 << 32 | kSwizzle << 62;
 }
 
 // Orders what the threads did to the sums (and to other registers of wgmma) before the instructions that follow.
@@ -83,6 +90,29 @@ __device__ __forceinline__ void wgmma_s8(int32_t (&d)[kN / 2], uint64_t a, uint6
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" PYCOMPRESS_N128 "}, %128, %129, 1;"
                  : PYCOMPRESS_D64("+r", 0), PYCOMPRESS_D64("+r", 64)
                  : "l"(a), "l"(b));
+#endif
+}
+
+// d += a * b with a 2:4 sparse a, 64 x 256, 64 bytes of k of b: int8_t to int32_t (k = 64), __nv_bfloat16 or __half to float (k = 32). a
+// holds 32 bytes of kept values per row, e their places: as in mma_sparse.cuh, each warp for its own 16 rows, 16-bit floats with selector
+// 0. (CUTLASS's ELayout_64x64 and ELayout_64x32 say the same; include/cute/atom/mma_traits_sm90_gmma_sparse.hpp.)
+template <class T, class Sum>
+__device__ __forceinline__ void wgmma_sparse(Sum (&d)[128], uint64_t a, uint64_t b, uint32_t e PYCOMPRESS_CALL_LINE) {
+#ifdef PYCOMPRESS_CUDA_EMULATION
+  emulation::wgmma_sparse<T>(d, a, b, e, line);
+#else
+  if constexpr (std::is_same_v<T, int8_t>)
+    asm volatile("wgmma.mma_async.sp.sync.aligned.m64n256k64.s32.s8.s8 {" PYCOMPRESS_N128 "}, %128, %129, %130, 0, 1;"
+                 : PYCOMPRESS_D64("+r", 0), PYCOMPRESS_D64("+r", 64)
+                 : "l"(a), "l"(b), "r"(e));
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    asm volatile("wgmma.mma_async.sp.sync.aligned.m64n256k32.f32.bf16.bf16 {" PYCOMPRESS_N128 "}, %128, %129, %130, 0, 1, 1, 1, 0, 0;"
+                 : PYCOMPRESS_D64("+f", 0), PYCOMPRESS_D64("+f", 64)
+                 : "l"(a), "l"(b), "r"(e));
+  else
+    asm volatile("wgmma.mma_async.sp.sync.aligned.m64n256k32.f32.f16.f16 {" PYCOMPRESS_N128 "}, %128, %129, %130, 0, 1, 1, 1, 0, 0;"
+                 : PYCOMPRESS_D64("+f", 0), PYCOMPRESS_D64("+f", 64)
+                 : "l"(a), "l"(b), "r"(e));
 #endif
 }
 
