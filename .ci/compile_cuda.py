@@ -29,6 +29,7 @@ TENSOR_CORES = {
     "int8_gemm": ("IMMA", r"mma\.sync"),
     "int4_int8": ("IMMA", r"mma\.sync"),
     "weight_few": ("HMMA", r"mma\.sync"),
+    "sparse24_hopper": (r"(IGMMA|HGMMA)\.SP", r"wgmma\.mma_async\.sp"),
     "sparse24": ("(IMMA|HMMA).SP", r"mma\.sp"),
 }
 """Part of a file's name -> what its machine code, or else its PTX, must contain; the first that fits."""
