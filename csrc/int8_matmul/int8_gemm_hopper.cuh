@@ -66,76 +66,87 @@ struct alignas(2 * sizeof(Out)) Two {
   Out v[2];
 };
 
-template <class Out, int kValues, class V>
-__device__ __forceinline__ void store(Out* row, int64_t column, int64_t n, const V& values, bool vector) {
-  if (vector && column + kValues <= n) {
-    *reinterpret_cast<V*>(row + column) = values;
+// `left`: of the columns from `to` on that exist.
+template <bool kVector, class Out, class V>
+__device__ __forceinline__ void store(Out* to, int left, const V& values) {
+  if constexpr (kVector) {
+    *reinterpret_cast<V*>(to) = values;
   } else {
 #pragma unroll
-    for (int c = 0; c < kValues; ++c)
-      if (column + c < n) row[column + c] = reinterpret_cast<const Out*>(&values)[c];
+    for (int c = 0; c < static_cast<int>(sizeof(V) / sizeof(Out)); ++c)
+      if (c < left) to[c] = reinterpret_cast<const Out*>(&values)[c];
   }
 }
 
 // Writes 64 rows, those of one instruction. Four lanes hold eight neighbouring columns of a row, two each: 32 bytes, or with 16-bit outputs
-// only 16, where pairs of lanes exchange halves so that it is two such runs and 32 bytes again.
-template <class T, class Out>
-__device__ __forceinline__ void write_tile(const HopperArgs& args, const Columns& columns, const int32_t (&sums)[T::kBn / 2], int64_t row0,
+// only 16, where pairs of lanes exchange halves so that it is two such runs and 32 bytes again. kVector: all columns exist and are aligned.
+// kActivate: there may be an activation; without, the code is a straight line.
+template <class T, class Out, bool kVector, bool kActivate>
+__device__ __forceinline__ void write_rows(const GemmArgs& p, const Columns& columns, const int32_t (&sums)[T::kBn / 2], int64_t row0,
                                            int n0, const float (&row_scale)[2], const int32_t (&zero)[2], int lane) {
-  const GemmArgs& p = args.gemm;
-  Out* const out = static_cast<Out*>(p.out);
   const int t = lane % 4;
   const bool odd = t % 2 != 0;
-  if constexpr (std::is_same_v<Out, int32_t>) {
+  const int first = sizeof(Out) == 4 ? 2 * t : 8 * odd + t / 2 * 4;  // column of this lane's values of a pair of tiles
+  const int left = static_cast<int>(p.n - n0) - first;
+  Out* const out = static_cast<Out*>(p.out) + row0 * p.n + n0 + first;
+  Out* const to[2] = {out, out + 8 * p.n};
+  const bool exists[2] = {row0 < p.m, row0 + 8 < p.m};
 #pragma unroll
-    for (int j = 0; j < T::kBn / 8; ++j)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        if (row0 + 8 * h < p.m)
-          store<Out, 2>(out + (row0 + 8 * h) * p.n, n0 + 8 * j + 2 * t, p.n, Two<Out>{{sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]}},
-                        args.vector_out);
-  } else {
-#pragma unroll
-    for (int j = 0; j < T::kBn / 8; j += 2) {
-      Two<float> scale[2], bias[2];
-      Two<int32_t> sum[2];
+  for (int j = 0; j < T::kBn / 8; j += 2) {
+    Two<float> scale[2], bias[2];
+    Two<int32_t> sum[2];
+    if constexpr (!std::is_same_v<Out, int32_t>) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         scale[i] = *reinterpret_cast<const Two<float>*>(columns.scale + 8 * (j + i) + 2 * t);
         bias[i] = *reinterpret_cast<const Two<float>*>(columns.bias + 8 * (j + i) + 2 * t);
         sum[i] = *reinterpret_cast<const Two<int32_t>*>(columns.sum + 8 * (j + i) + 2 * t);
       }
+    }
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float y[2][2];
+    for (int h = 0; h < 2; ++h) {
+      Two<Out> two[2];
+      if constexpr (std::is_same_v<Out, int32_t>) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) two[c / 2].v[c % 2] = sums[4 * (j + c / 2) + 2 * h + c % 2];
+      } else {
+        float y[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c)
-          y[c / 2][c % 2] = scaled(sums[4 * (j + c / 2) + 2 * h + c % 2], row_scale[h], zero[h], scale[c / 2].v[c % 2], sum[c / 2].v[c % 2],
-                                   bias[c / 2].v[c % 2]);
-        if (p.activation != Activation::none) {
+          y[c] = scaled(sums[4 * (j + c / 2) + 2 * h + c % 2], row_scale[h], zero[h], scale[c / 2].v[c % 2], sum[c / 2].v[c % 2],
+                        bias[c / 2].v[c % 2]);
+        if (kActivate && p.activation != Activation::none) {
 #pragma unroll
-          for (int c = 0; c < 4; ++c) y[c / 2][c % 2] = cuda::activate(y[c / 2][c % 2], p.activation);
+          for (int c = 0; c < 4; ++c) y[c] = cuda::activate(y[c], p.activation);
         }
-        const int64_t row = row0 + 8 * h;
-        if constexpr (sizeof(Out) == 4) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            if (row < p.m) store<Out, 2>(out + row * p.n, n0 + 8 * (j + i) + 2 * t, p.n, Two<Out>{{y[i][0], y[i][1]}}, args.vector_out);
-        } else {
-          uint32_t words[2];
+        for (int c = 0; c < 4; ++c) two[c / 2].v[c % 2] = cuda::from_float<Out>(y[c]);
+      }
+      if constexpr (sizeof(Out) == 4) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const Two<Out> two{{cuda::from_float<Out>(y[i][0]), cuda::from_float<Out>(y[i][1])}};
-            words[i] = *reinterpret_cast<const uint32_t*>(&two);
-          }
-          // An odd lane gives its word of tile j and gets the even one's of tile j + 1.
-          const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? words[0] : words[1], 1);
-          const uint2 four = odd ? make_uint2(other, words[1]) : make_uint2(words[0], other);
-          if (row < p.m) store<Out, 4>(out + row * p.n, n0 + 8 * (j + odd) + t / 2 * 4, p.n, four, args.vector_out);
-        }
+        for (int i = 0; i < 2; ++i)
+          if (exists[h]) store<kVector>(to[h] + 8 * (j + i), left - 8 * (j + i), two[i]);
+      } else {
+        // An odd lane gives its values of tile j and gets the even one's of tile j + 1.
+        const uint32_t words[2] = {*reinterpret_cast<const uint32_t*>(&two[0]), *reinterpret_cast<const uint32_t*>(&two[1])};
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? words[0] : words[1], 1);
+        const uint2 four = odd ? make_uint2(other, words[1]) : make_uint2(words[0], other);
+        if (exists[h]) store<kVector>(to[h] + 8 * j, left - 8 * j, four);
       }
     }
   }
+}
+
+template <class T, class Out>
+__device__ __forceinline__ void write_tile(const HopperArgs& p, const Columns& columns, const int32_t (&sums)[T::kBn / 2], int64_t row0,
+                                           int n0, const float (&row_scale)[2], const int32_t (&zero)[2], int lane) {
+  const bool vector = p.vector_out && n0 + T::kBn <= p.gemm.n;
+  if (!vector)
+    write_rows<T, Out, false, true>(p.gemm, columns, sums, row0, n0, row_scale, zero, lane);
+  else if (std::is_same_v<Out, int32_t> || p.gemm.activation == Activation::none)
+    write_rows<T, Out, true, false>(p.gemm, columns, sums, row0, n0, row_scale, zero, lane);
+  else
+    write_rows<T, Out, true, true>(p.gemm, columns, sums, row0, n0, row_scale, zero, lane);
 }
 
 template <class T, class Out>
