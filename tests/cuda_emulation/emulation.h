@@ -276,6 +276,7 @@ inline void* remote_shared(const void* p, unsigned rank) {
   Block& own = *machine.current->block;
   if (rank >= machine.blocks->size()) fail("map_shared_rank: the cluster has no block of rank " + std::to_string(rank));
   Block& other = (*machine.blocks)[rank];
+  if (other.alive == 0) fail("map_shared_rank: the block of rank " + std::to_string(rank) + " has left");
   const auto* at = static_cast<const unsigned char*>(p);
   if (in_dynamic(own, p)) return other.dynamic + (at - own.dynamic);
   const Extent statics = static_shared();
