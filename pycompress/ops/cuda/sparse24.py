@@ -143,9 +143,8 @@ def choose(m: int, n: int, multiprocessors: int, capability: tuple[int, int] = (
     """
     if m <= 64:
         return "few"  # up to four passes over a weight that stays in the L2 cache
-    if capability == HOPPER and max(m, n) < 2**30:  # where it counts in 32 bits; pairs of blocks share 256 tokens
-        if 2 * -(-m // 256) * -(-n // 256) >= multiprocessors:
-            return "hopper"
+    if capability == HOPPER and 2 * -(-m // 256) * -(-n // 256) >= multiprocessors and max(m, n) < 2**30:
+        return "hopper"  # pairs of blocks share 256 tokens; it counts in 32 bits
     return "128x128" if -(-m // 128) * -(-n // 128) >= multiprocessors else "64x64"
 
 
