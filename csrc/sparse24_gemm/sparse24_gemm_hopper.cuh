@@ -43,6 +43,44 @@ struct alignas(2 * sizeof(Out)) Two {
   Out v[2];
 };
 
+// Writes this thread's channels, two from `channel` on, of its tokens: two from `token` on, and so on every eight.
+template <class T, class Out, bool kActivate, class Sum, int kSums>
+__device__ __forceinline__ void write_tile(const CudaArgs& p, const Sum (&sums)[kSums], int64_t token, int64_t channel,
+                                           const float* row_scale, const float (&col_scale)[2], const float (&bias)[2], bool vector) {
+  Out* to = static_cast<Out*>(p.out) + token * p.n + channel;
+#pragma unroll
+  for (int j = 0; j < kSums / 4; ++j) {
+    float y[2][2];  // tokens, channels
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const Sum sum = sums[4 * j + 2 * h + c];
+        if constexpr (std::is_same_v<T, int8_t>)
+          y[c][h] = fmaf(static_cast<float>(sum), row_scale[8 * j + c] * col_scale[h], bias[h]);
+        else
+          y[c][h] = sum + bias[h];
+      }
+    if constexpr (kActivate) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[i / 2][i % 2] = cuda::activate(y[i / 2][i % 2], p.activation);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (token + 8 * j + c >= p.m) continue;
+      const Two<Out> two{{cuda::from_float<Out>(y[c][0]), cuda::from_float<Out>(y[c][1])}};
+      if (vector) {
+        *reinterpret_cast<Two<Out>*>(to + c * p.n) = two;
+      } else {
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          if (channel + h < p.n) to[c * p.n + h] = two.v[h];
+      }
+    }
+    to += 8 * p.n;
+  }
+}
+
 template <class T, class Out>
 __global__ void __launch_bounds__(Hopper<T>::kThreads, 1) sparse_gemm_hopper(const __grid_constant__ HopperArgs p) {
   using namespace pycompress::cuda;
@@ -103,7 +141,6 @@ __global__ void __launch_bounds__(Hopper<T>::kThreads, 1) sparse_gemm_hopper(con
       if (lane < H::kCluster) barrier_arrive_at(empty + stage, static_cast<unsigned>(lane));
     };
     const CudaArgs& q = p.gemm;
-    Out* const out = static_cast<Out*>(q.out);
     Turn<H::kStages> turn;
     int buffer = 0;
     for (int tile = first; tile < tiles; tile += stride) {
@@ -151,38 +188,12 @@ __global__ void __launch_bounds__(Hopper<T>::kThreads, 1) sparse_gemm_hopper(con
       wgmma_wait<0>();
       if (p.stages > 0) release(before);
 
-#pragma unroll
-      for (int j = 0; j < H::kTokens / 8; ++j) {
-        float y[2][2];  // tokens, channels
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const Sum sum = sums[4 * j + 2 * h + c];
-            if constexpr (kSmall)
-              y[c][h] = fmaf(static_cast<float>(sum), row_scale[8 * j + 2 * t + c] * col_scale[h], bias[h]);
-            else
-              y[c][h] = sum + bias[h];
-          }
-        if (q.activation != Activation::none) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) y[i / 2][i % 2] = activate(y[i / 2][i % 2], q.activation);
-        }
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int64_t token = m0 + 8 * j + 2 * t + c;
-          if (token >= q.m) continue;
-          const Two<Out> two{{from_float<Out>(y[c][0]), from_float<Out>(y[c][1])}};
-          Out* const to = out + token * q.n + channel;
-          if (p.vector_out && channel + 2 <= q.n) {
-            *reinterpret_cast<Two<Out>*>(to) = two;
-          } else {
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-              if (channel + h < q.n) to[h] = two.v[h];
-          }
-        }
-      }
+      const bool vector = p.vector_out && channel + 2 <= q.n;
+      const int64_t token = m0 + 2 * t;
+      if (q.activation == Activation::none)
+        write_tile<T, Out, false>(q, sums, token, channel, row_scale + 2 * t, col_scale, bias, vector);
+      else
+        write_tile<T, Out, true>(q, sums, token, channel, row_scale + 2 * t, col_scale, bias, vector);
     }
   }
   cluster_barrier();  // nobody leaves while the other block's copies and arrivals are on their way here
