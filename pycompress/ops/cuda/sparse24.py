@@ -148,6 +148,10 @@ def choose(m: int, n: int, multiprocessors: int, capability: tuple[int, int] = (
     return "128x128" if -(-m // 128) * -(-n // 128) >= multiprocessors else "64x64"
 
 
+def chosen(m: int, n: int, device: torch.device) -> str:
+    return choose(m, n, extension.multiprocessors(device), extension.capability(device.index or 0))
+
+
 def rows_of_bytes(x: Tensor) -> Tensor:
     """(M, K) with rows that start at multiples of 16 bytes and end in zeros where K is none: the tensor itself if it can be."""
     size = x.element_size()
@@ -170,7 +174,7 @@ def linear(
         operand = rows_of_bytes(rows)
     else:
         operand, row_scale = quantized(module, stream, rows, x_scale)
-    config = choose(rows.shape[0], n, extension.multiprocessors(x.device), extension.capability(x.device.index or 0))
+    config = chosen(rows.shape[0], n, x.device)
     launch(
         module, stream, operand, packed, n, bias=bias, activation=activation, config=config, out_dtype=x.dtype, row_scale=row_scale,
         col_scale=scale, out=out,
