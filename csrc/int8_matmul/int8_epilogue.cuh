@@ -7,16 +7,20 @@
 
 namespace pycompress::int8_matmul {
 
+// Before the activation.
+__device__ __forceinline__ float scaled(int32_t sum, float row_scale, int32_t zero, float col_scale, int32_t column_sum, float bias) {
+  // Wrapping: only the difference is certain to fit.
+  sum = static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(column_sum));
+  return fmaf(static_cast<float>(sum), row_scale * col_scale, bias);
+}
+
 template <class Out>
 __device__ __forceinline__ Out finish(int32_t sum, float row_scale, int32_t zero, float col_scale, int32_t column_sum, float bias,
                                       Activation activation) {
   if constexpr (std::is_same_v<Out, int32_t>) {
     return sum;
   } else {
-    // Wrapping: only the difference is certain to fit.
-    sum = static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(zero) * static_cast<uint32_t>(column_sum));
-    const float y = fmaf(static_cast<float>(sum), row_scale * col_scale, bias);
-    return cuda::from_float<Out>(cuda::activate(y, activation));
+    return cuda::from_float<Out>(cuda::activate(scaled(sum, row_scale, zero, col_scale, column_sum, bias), activation));
   }
 }
 

@@ -56,6 +56,9 @@ void gemm_cuda_128x256(const GemmArgs& args, const cuda::Stream& stream);
 void gemm_cuda_128x128(const GemmArgs& args, const cuda::Stream& stream);
 void gemm_cuda_64x128(const GemmArgs& args, const cuda::Stream& stream);
 void gemm_cuda_64x64(const GemmArgs& args, const cuda::Stream& stream);
+// The same with Hopper's own instructions, wgmma and the copy engine: only on compute capability 9.0.
+void gemm_cuda_hopper_128x256(const GemmArgs& args, const cuda::Stream& stream);
+void gemm_cuda_hopper_128x128(const GemmArgs& args, const cuda::Stream& stream);
 // Few rows (m <= bm): streams the weights past them, the warps of a block share K.
 void gemm_cuda_few_16x16(const GemmArgs& args, const cuda::Stream& stream);
 void gemm_cuda_few_16x8(const GemmArgs& args, const cuda::Stream& stream);
@@ -69,9 +72,15 @@ struct GemmConfig {
 
 // pycompress/ops/cuda/int8_linear.py chooses by name and has the same sizes.
 inline constexpr GemmConfig kGemmConfigs[] = {
-    {"128x256", 128, 256, gemm_cuda_128x256},   {"128x128", 128, 128, gemm_cuda_128x128},   {"64x128", 64, 128, gemm_cuda_64x128},
-    {"64x64", 64, 64, gemm_cuda_64x64},         {"few_16x16", 16, 16, gemm_cuda_few_16x16}, {"few_16x8", 16, 8, gemm_cuda_few_16x8},
+    {"128x256", 128, 256, gemm_cuda_128x256},
+    {"128x128", 128, 128, gemm_cuda_128x128},
+    {"64x128", 64, 128, gemm_cuda_64x128},
+    {"64x64", 64, 64, gemm_cuda_64x64},
+    {"few_16x16", 16, 16, gemm_cuda_few_16x16},
+    {"few_16x8", 16, 8, gemm_cuda_few_16x8},
     {"few_32x16", 32, 16, gemm_cuda_few_32x16},
+    {"hopper_128x256", 128, 256, gemm_cuda_hopper_128x256},
+    {"hopper_128x128", 128, 128, gemm_cuda_hopper_128x128},
 };
 
 }  // namespace pycompress::int8_matmul

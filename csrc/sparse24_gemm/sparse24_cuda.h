@@ -32,12 +32,12 @@ struct CudaArgs {
   DType out_dtype;
 };
 
-// A block computes bn channels of bm tokens; the warps of `split` groups take turns along k.
+// A block computes bn channels of bm tokens; the warps of `split` groups take turns along k. "hopper" is for compute capability 9.0 only.
 struct CudaConfig {
   const char* name;
   int bn, bm, split;
 };
-inline constexpr CudaConfig kCudaConfigs[] = {{"128x128", 128, 128, 1}, {"64x64", 64, 64, 1}, {"few", 64, 16, 4}};
+inline constexpr CudaConfig kCudaConfigs[] = {{"128x128", 128, 128, 1}, {"64x64", 64, 64, 1}, {"few", 64, 16, 4}, {"hopper", 128, 256, 1}};
 
 // Throws std::invalid_argument for an unknown name, std::runtime_error if the launch fails.
 void run_cuda(const char* config, const CudaArgs& args, const cuda::Stream& stream);

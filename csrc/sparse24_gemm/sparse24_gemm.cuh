@@ -207,6 +207,11 @@ void launch_config(int config, const CudaArgs& args, const cuda::Stream& stream)
     launch_gemm<T, Out, TileFew>(args, stream);
 }
 
+// sparse24_gemm_hopper.cuh; only on compute capability 9.0.
+void run_hopper_i8(const CudaArgs& args, const cuda::Stream& stream);
+void run_hopper_bf16(const CudaArgs& args, const cuda::Stream& stream);
+void run_hopper_f16(const CudaArgs& args, const cuda::Stream& stream);
+
 void run_i8(int config, const CudaArgs& args, const cuda::Stream& stream);
 void run_bf16(int config, const CudaArgs& args, const cuda::Stream& stream);
 void run_f16(int config, const CudaArgs& args, const cuda::Stream& stream);

@@ -15,9 +15,19 @@ void run_i8(int config, const CudaArgs& args, const cuda::Stream& stream) {
     launch_config<int8_t, __half>(config, args, stream);
 }
 
+namespace {
+
+void run_hopper(const CudaArgs& args, const cuda::Stream& stream) {
+  if (args.element == Element::i8) return run_hopper_i8(args, stream);
+  return args.element == Element::bf16 ? run_hopper_bf16(args, stream) : run_hopper_f16(args, stream);
+}
+
+}  // namespace
+
 void run_cuda(const char* config, const CudaArgs& args, const cuda::Stream& stream) {
   for (int i = 0; i < static_cast<int>(sizeof(kCudaConfigs) / sizeof(kCudaConfigs[0])); ++i) {
     if (std::strcmp(kCudaConfigs[i].name, config) != 0) continue;
+    if (std::strcmp(config, "hopper") == 0) return run_hopper(args, stream);
     if (args.element == Element::i8) return run_i8(i, args, stream);
     return args.element == Element::bf16 ? run_bf16(i, args, stream) : run_f16(i, args, stream);
   }

@@ -5,10 +5,12 @@
 #include <cstdint>
 
 extern "C" void emulation_set_order(uint64_t order);
+extern "C" void emulation_set_tensor_maps(int has);
 extern "C" int emulation_launch_device(int i);
 
 inline void bind_emulation_controls(pybind11::module_& m) {
   m.def("set_order", [](uint64_t order) { emulation_set_order(order); });
+  m.def("set_tensor_maps", [](bool has) { emulation_set_tensor_maps(has); });  // whether the driver can make them
   m.def("current_device", [] { return emulation_launch_device(-2); });
   m.def("take_launches", [] {  // the devices of the launches since the last call
     pybind11::list devices;

@@ -24,6 +24,7 @@ def emulated_device(monkeypatch):
     monkeypatch.setattr(extension, "module", emulated())
     monkeypatch.setattr(extension, "stream", lambda device: 0)
     monkeypatch.setattr(extension, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(extension, "capability", lambda index: (9, 0))
 
 
 def problem(n=21, k=45):

@@ -31,6 +31,7 @@ def emulated_device(monkeypatch):
     monkeypatch.setattr(extension, "module", emulated())
     monkeypatch.setattr(extension, "stream", lambda device: 0)
     monkeypatch.setattr(extension, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(extension, "capability", lambda index: (8, 0))
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from support.cuda_sparse24 import emulated
 from support.guard import guarded
 
 from pycompress.ops.activation import ACTIVATE
-from pycompress.ops.cuda.sparse24 import CONFIGS, Packed, choose, launch, pack, rows_of_bytes, unpack
+from pycompress.ops.cuda.sparse24 import CONFIGS, HOPPER, Packed, choose, launch, pack, rows_of_bytes, unpack
 from pycompress.ops.int8_linear import int8_linear_reference
 from pycompress.ops.sparse24 import sparse24_compress, sparse24_mask
 from pycompress.ops.sparse24_cutlass import sparse24_to_cutlass
@@ -120,14 +120,53 @@ def test_orders_of_threads(config, order):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("order", list(ORDERS))
+def test_hopper_goes_on_over_several_tiles(order, dtype):
+    m, n, k = 270, 530, 700  # more tiles than clusters, stages that do not divide the steps, a block of a cluster without channels
+    x, weight = random(m, k, seed=3, dtype=dtype), sparse_weight(n, k, dtype)
+    scales = {}
+    if dtype == torch.int8:
+        scales = {"row_scale": 0.01 * torch.arange(1, m + 1), "col_scale": torch.rand(n, generator=torch.Generator().manual_seed(5))}
+    want = x.double() @ weight.double().T
+    if scales:
+        want = want * (scales["row_scale"][:, None] * scales["col_scale"]).double()
+    emulated().set_order(ORDERS[order])
+    try:
+        got = launch(
+            emulated(), 0, rows_of_bytes(x), pack(*sparse24_compress(weight), k), n, bias=None, activation="none", config="hopper",
+            out_dtype=torch.float32 if scales else dtype, **scales,
+        )  # fmt: skip
+    finally:
+        emulated().set_order(0)
+    tolerance = 2.0**-22 if scales else 2.0**-8
+    assert torch.allclose(got.double(), want, rtol=tolerance, atol=0 if scales else 1e-3)
+
+
+@needs_compiler
+def test_hopper_says_why_it_cannot_run():
+    x, packed = random(3, 64, seed=3, dtype=torch.bfloat16), guarded_pack(sparse_weight(4, 64, torch.bfloat16))
+    options = {"bias": None, "activation": "none", "config": "hopper", "out_dtype": torch.bfloat16}
+    emulated().set_tensor_maps(0)
+    try:
+        with pytest.raises(RuntimeError, match="sparse24_linear: the driver has no cuTensorMapEncodeTiled; kernels for Hopper need one"):
+            launch(emulated(), 0, x, packed, 4, **options)
+    finally:
+        emulated().set_tensor_maps(1)
+    with pytest.raises(ValueError, match="sparse24_linear: kernels for Hopper count tokens, channels and k in 32 bits"):
+        emulated().sparse24_gemm("hopper", 2**30, 4, 128, 2, *[0] * 3, 1, *[0] * 10)
+
+
+@needs_compiler
 def test_nan_behind_k_stays_out():
     wide = torch.full((4, 48), float("nan"), dtype=torch.bfloat16)
     wide[:, :40] = random(4, 40, seed=3, dtype=torch.bfloat16)
     weight = sparse_weight(8, 40, torch.bfloat16)
     x = wide[:, :40]  # rows aligned to 16 bytes, NaN behind them
     assert rows_of_bytes(x) is x
-    got = launch(emulated(), 0, x, guarded_pack(weight), 8, bias=None, activation="none", config="few", out_dtype=torch.bfloat16)
-    assert torch.allclose(got.double(), x.double() @ weight.double().T, rtol=2**-8, atol=1e-3)
+    for config in CONFIGS:
+        got = launch(emulated(), 0, x, guarded_pack(weight), 8, bias=None, activation="none", config=config, out_dtype=torch.bfloat16)
+        assert torch.allclose(got.double(), x.double() @ weight.double().T, rtol=2**-8, atol=1e-3)
 
 
 @needs_compiler
@@ -153,3 +192,5 @@ def test_configurations_agree_with_the_header():
 def test_choice():
     assert {choose(m, 4096, 132) for m in (1, 16, 64)} == {"few"}
     assert choose(65, 4096, 132) == "64x64" and choose(4096, 4096, 132) == "128x128"
+    assert choose(4096, 4096, 132, HOPPER) == "hopper" and choose(64, 4096, 132, HOPPER) == "few"
+    assert choose(4096, 4096, 132, (10, 0)) == choose(2**30, 4096, 132, HOPPER) == "128x128"

@@ -8,6 +8,8 @@
 #include <tuple>
 
 #include "emulation.h"
+#include "mbarrier.h"
+#include "wgmma.h"
 
 #define PYCOMPRESS_CUDA_EMULATION 1
 #define __global__

@@ -58,6 +58,14 @@ struct AsyncCopy {
 
 struct Block;
 
+using Action = std::function<void()>;
+
+// Sums of wgmma that are not the thread's to touch now.
+struct InFlight {
+  std::vector<unsigned char> values;
+  unsigned operations = 0;
+};
+
 struct Fiber {
   ucontext_t context;
   Block* block = nullptr;
@@ -67,9 +75,15 @@ struct Fiber {
   bool done = false;
   const uint64_t* awaited = nullptr;  // waits until *awaited is no longer seen
   uint64_t seen = 0;
-  const Meeting* meeting = nullptr;
+  const char* what = nullptr;  // it waits for
+  int line = 0;
   std::vector<AsyncCopy> open_copies;
   std::deque<std::vector<AsyncCopy>> copies;  // committed groups
+  std::vector<Action> open_products;          // of wgmma
+  std::deque<std::vector<Action>> products;
+  std::map<void*, InFlight> in_flight;  // by the address of the sums
+  bool sums_fenced = false;             // since they last were the thread's
+  std::vector<uint64_t*> new_barriers;  // without a fence yet
   bool ready() const { return !awaited || *awaited != seen; }
 };
 
@@ -100,6 +114,7 @@ struct Machine {
   Order order = Order::forward;
   uint64_t seed = 1;
   std::vector<void*> stacks;
+  std::vector<Action> engine;  // copies that the copy engine has not made yet
   int launches = 0;
 };
 
@@ -107,6 +122,7 @@ inline constexpr size_t kStack = 256 * 1024, kCanary = 256;
 inline constexpr unsigned char kPoison = 0xff, kCanaryByte = 0xc5;  // floats of 0xff are NaN
 
 inline Machine machine;
+inline bool driver_has_tensor_maps = true;
 inline thread_local char tls_marker;  // `__shared__` is thread_local storage, whose extent the linker knows
 
 struct Extent {
@@ -150,12 +166,14 @@ inline void to_scheduler() { swapcontext(&machine.current->context, &machine.sch
   std::abort();  // the scheduler never comes back here
 }
 
-inline void wait(const Meeting& m) {
+// Until `word` changes.
+inline void wait(const uint64_t& word, const char* what, int line) {
   Fiber& f = *machine.current;
-  f.awaited = &m.generation, f.seen = m.generation, f.meeting = &m;
+  f.awaited = &word, f.seen = word, f.what = what, f.line = line;
   to_scheduler();
-  f.awaited = nullptr, f.meeting = nullptr;
+  f.awaited = nullptr;
 }
+inline void wait(const Meeting& m) { wait(m.generation, m.what, m.line); }
 
 inline void open(Meeting& m) { m.arrived = 0, m.expected = 0, ++m.generation; }
 
@@ -245,6 +263,9 @@ inline void async_wait(size_t pending) {
 
 inline void* dynamic_shared() { return machine.current->block->dynamic; }
 
+// The copy engine and wgmma know shared memory by its address within the block. It does not start at 0.
+inline constexpr uint32_t kSharedBase = 1024;
+
 inline bool in_dynamic(const Block& b, const void* p) {
   const auto* at = static_cast<const unsigned char*>(p);
   return at >= b.dynamic && at <= b.dynamic + b.dynamic_bytes;
@@ -255,11 +276,24 @@ inline void* remote_shared(const void* p, unsigned rank) {
   Block& own = *machine.current->block;
   if (rank >= machine.blocks->size()) fail("map_shared_rank: the cluster has no block of rank " + std::to_string(rank));
   Block& other = (*machine.blocks)[rank];
+  if (other.alive == 0) fail("map_shared_rank: the block of rank " + std::to_string(rank) + " has left");
   const auto* at = static_cast<const unsigned char*>(p);
   if (in_dynamic(own, p)) return other.dynamic + (at - own.dynamic);
   const Extent statics = static_shared();
   if (at < statics.begin || at >= statics.begin + statics.bytes) fail("map_shared_rank: the address is not in shared memory");
   return &other == &own ? const_cast<void*>(p) : other.statics.data() + (at - statics.begin);
+}
+
+inline uint32_t shared_address(const void* p) {
+  const Block& b = *machine.current->block;
+  if (!in_dynamic(b, p)) fail("an operand of an asynchronous instruction must be in dynamic shared memory");
+  return kSharedBase + static_cast<uint32_t>(static_cast<const unsigned char*>(p) - b.dynamic);
+}
+
+// 16-byte chunks of 128 (64, 32) bytes change places by the address bits above: bits 4..6 (4..5, 4) by bits 7..9 (7..8, 7).
+// `width`: 128, 64, 32, or less for no swizzle. `base`: bits 7..9 of where the pattern starts.
+inline uint32_t swizzled(uint32_t address, uint32_t width, uint32_t base = 0) {
+  return width < 32 ? address : address ^ ((((address >> 7) - base) & (width / 16 - 1)) << 4);
 }
 
 inline void check_canaries(Block& b) {
@@ -272,6 +306,7 @@ inline void check_canaries(Block& b) {
 inline void entry() {
   machine.kernel();
   Fiber& f = *machine.current;
+  if (!f.in_flight.empty()) fail("wgmma: the thread leaves the kernel without a wait for its last products");
   f.done = true;
   --f.block->alive;
   to_scheduler();
@@ -293,17 +328,41 @@ inline std::string who_waits() {
       if (f.done)
         ++left;
       else
-        ++waiting[std::string(f.meeting->what) + " at line " + std::to_string(f.meeting->line)];
+        ++waiting[std::string(f.what) + " at line " + std::to_string(f.line)];
     }
   std::string text = "deadlock:";
   for (const auto& [place, count] : waiting) text += " " + std::to_string(count) + " threads wait in " + place + ",";
   return text + " " + std::to_string(left) + " threads have left the kernel";
 }
 
+inline uint64_t random() {
+  machine.seed = machine.seed * 6364136223846793005u + 1442695040888963407u;
+  return machine.seed >> 33;
+}
+
+// The copy engine works when nobody else can (forward), as soon as it is told to (backward; engine_action), or now and then and in any
+// order (shuffled). False if there is nothing to do.
+inline bool engine_works() {
+  if (machine.engine.empty()) return false;
+  const size_t i = machine.order == Order::shuffled ? random() % machine.engine.size() : 0;
+  const Action action = std::move(machine.engine[i]);
+  machine.engine.erase(machine.engine.begin() + static_cast<std::ptrdiff_t>(i));
+  action();
+  return true;
+}
+
+inline void engine_action(Action action) {
+  if (machine.order == Order::backward)
+    action();
+  else
+    machine.engine.push_back(std::move(action));
+}
+
 // Runs the blocks of one cluster to their end.
 inline void run_cluster(std::vector<Block>& blocks) {
   machine.blocks = &blocks;
   machine.resident = nullptr;
+  machine.engine.clear();
   machine.cluster_barrier = Meeting{};
   std::vector<Fiber*> fibers;
   const Extent statics = static_shared();
@@ -335,11 +394,8 @@ inline void run_cluster(std::vector<Block>& blocks) {
   size_t alive = fibers.size();
   while (alive && machine.error.empty()) {
     if (machine.order == Order::shuffled)
-      for (size_t i = fibers.size(); i > 1; --i) {
-        machine.seed = machine.seed * 6364136223846793005u + 1442695040888963407u;
-        std::swap(fibers[i - 1], fibers[(machine.seed >> 33) % i]);
-      }
-    bool progress = false;
+      for (size_t i = fibers.size(); i > 1; --i) std::swap(fibers[i - 1], fibers[random() % i]);
+    bool progress = machine.order == Order::shuffled && random() % 4 == 0 && engine_works();
     for (Fiber* f : fibers) {
       if (f->done || !f->ready()) continue;
       progress = true;
@@ -350,8 +406,10 @@ inline void run_cluster(std::vector<Block>& blocks) {
       if (f->done) --alive;
       if (!machine.error.empty()) return;
     }
-    if (!progress) machine.error = who_waits();
+    if (!progress && !engine_works()) machine.error = who_waits();
   }
+  if (machine.error.empty() && !machine.engine.empty())
+    machine.error = "copies are on their way into shared memory when its last thread leaves";
   for (Block& b : blocks) check_canaries(b);
 }
 
@@ -405,4 +463,9 @@ extern "C" __attribute__((visibility("default"), used)) inline void emulation_se
   using namespace emulation;
   machine.order = order == 0 ? Order::forward : order == 1 ? Order::backward : Order::shuffled;
   machine.seed = order;
+}
+
+// For tests: whether the driver can make tensor maps (cuda.h).
+extern "C" __attribute__((visibility("default"), used)) inline void emulation_set_tensor_maps(int has) {
+  emulation::driver_has_tensor_maps = has != 0;
 }

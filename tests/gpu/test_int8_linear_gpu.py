@@ -8,7 +8,7 @@ import torch
 from pycompress.nn import Int8Linear
 from pycompress.ops import int8_linear, int8_matmul
 from pycompress.ops.cuda import extension
-from pycompress.ops.cuda.int8_linear import CONFIGS, linear, matmul, pack
+from pycompress.ops.cuda.int8_linear import CONFIGS, HOPPER, linear, matmul, pack
 
 _reason = "no CUDA device" if not torch.cuda.is_available() else extension.unsupported(torch.cuda.current_device())
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=f"CUDA kernels do not run here: {_reason}")]
@@ -18,6 +18,11 @@ def int8(*shape: int, seed: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
+def needs_hopper(config: str) -> None:
+    if config.startswith("hopper") and torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs compute capability 9.0")
+
+
 def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
@@ -25,13 +30,15 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("config", list(CONFIGS))
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 33, 130), (16, 4096, 4096), (513, 1000, 1111), (4096, 4096, 4096)])
 def test_sums_are_exact(m, n, k, config):
+    needs_hopper(config)
     m = min(m, CONFIGS[config][0]) if config.startswith("few") else m
     a, b = int8(m, k, seed=1), int8(n, k, seed=2)
     assert torch.equal(matmul(a, b, config), (a.double() @ b.double().T).int())
 
 
-@pytest.mark.parametrize("config", ["64x64", "128x256", "few_16x8"])
+@pytest.mark.parametrize("config", ["64x64", "128x256", "few_16x8", "hopper_128x256", "hopper_128x128"])
 def test_the_largest_sum(config):
+    needs_hopper(config)
     a, b = (torch.full((3, 131071), -128, dtype=torch.int8, device="cuda") for _ in range(2))
     assert bool((matmul(a, b, config) == 128 * 128 * 131071).all())
 
@@ -48,6 +55,25 @@ def test_layer_equals_the_reference(m, n, k, quantization, dtype):
     want = int8_linear(x, weight, scale, bias, activation="gelu", kernel="reference", **options)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     assert torch.allclose(got.float(), want.float(), rtol=tolerance, atol=tolerance * float(want.float().abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", ["hopper_128x256", "hopper_128x128"])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (257, 1000, 1111), (4096, 4096, 4096), (5000, 4100, 1040)])
+def test_hopper_kernels_equal_the_others(m, n, k, config, dtype):
+    needs_hopper(config)
+    weight, bias, x = int8(n, k, seed=1), random(n, seed=2), random(m, k, seed=4).to(dtype)
+    scale = torch.rand(n, generator=torch.Generator().manual_seed(3)).cuda() * 0.01
+    for activation in ("none", "gelu", "hardswish"):
+        arguments = (x, pack(weight), scale, bias, n, k, None, None, True, activation)
+        assert torch.equal(linear(*arguments, config), linear(*arguments, "128x128"))  # the same sums and the same arithmetic
+
+
+def test_hopper_kernels_elsewhere_are_an_error():
+    if torch.cuda.get_device_capability() == HOPPER:
+        pytest.skip("a Hopper GPU")
+    with pytest.raises(RuntimeError, match="int8_matmul: CUDA error"):
+        matmul(int8(64, 64, seed=1), int8(64, 64, seed=2), "hopper_128x128")
 
 
 def test_layer_moves_captures_streams_and_compiles():

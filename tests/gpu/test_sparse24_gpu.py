@@ -8,7 +8,7 @@ import torch
 from pycompress import nn as compressed
 from pycompress.ops import int8_linear, int8_sparse24_linear, sparse24_linear
 from pycompress.ops.cuda import extension, sparse24_float
-from pycompress.ops.cuda.sparse24 import CONFIGS, launch, pack, quantized, rows_of_bytes
+from pycompress.ops.cuda.sparse24 import CONFIGS, HOPPER, launch, pack, quantized, rows_of_bytes
 from pycompress.ops.sparse24 import sparse24_compress, sparse24_mask, sparse24_to_dense
 
 _reason = "no CUDA device" if not torch.cuda.is_available() else extension.unsupported(torch.cuda.current_device())
@@ -19,6 +19,11 @@ def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
+def needs_hopper(config: str) -> None:
+    if config == "hopper" and torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs compute capability 9.0")
+
+
 def int8_weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     q = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=torch.Generator().manual_seed(1)).cuda()
     return q * sparse24_mask(random(n, k, seed=2)), torch.rand(n, generator=torch.Generator().manual_seed(3)).cuda() * 0.01
@@ -27,6 +32,7 @@ def int8_weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("config", list(CONFIGS))
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 4), (3, 17, 36), (16, 4096, 4096), (70, 72, 520), (513, 1000, 1111), (4096, 4096, 4096)])
 def test_int8_sums_are_exact(m, n, k, config):
+    needs_hopper(config)
     weight, scale = int8_weight(n, k)
     x = random(m, k, seed=4)
     stream = torch.cuda.current_stream().cuda_stream
@@ -43,6 +49,7 @@ def test_int8_sums_are_exact(m, n, k, config):
 @pytest.mark.parametrize("config", list(CONFIGS))
 @pytest.mark.parametrize(("m", "n", "k"), [(2, 9, 7), (17, 65, 136), (513, 1000, 1111), (2048, 4096, 4096)])
 def test_floats(m, n, k, config, dtype):
+    needs_hopper(config)
     weight = (random(n, k, seed=1) * sparse24_mask(random(n, k, seed=2))).to(dtype)
     x, bias = random(m, k, seed=3).to(dtype), random(n, seed=4)
     got = launch(

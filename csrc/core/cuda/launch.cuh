@@ -68,13 +68,13 @@ void launch(const char* what, const Grid& grid, void* stream, void (*kernel)(Par
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), what);
 }
 
-// The block's dynamic shared memory, aligned to 128 bytes.
+// The block's dynamic shared memory, aligned to 1024 bytes (the copy engine and wgmma want that of swizzled tiles).
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
 #ifdef PYCOMPRESS_CUDA_EMULATION
   return reinterpret_cast<T*>(emulation::machine.current->block->dynamic);
 #else
-  extern __shared__ __align__(128) unsigned char pycompress_dynamic_shared[];
+  extern __shared__ __align__(1024) unsigned char pycompress_dynamic_shared[];
   return reinterpret_cast<T*>(pycompress_dynamic_shared);
 #endif
 }

@@ -16,6 +16,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/cuda/call_line.cuh"
+
 namespace pycompress::cuda {
 
 #ifdef PYCOMPRESS_CUDA_EMULATION
@@ -47,9 +49,6 @@ void mma(Accumulator (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], in
 }
 
 }  // namespace emulated
-#define PYCOMPRESS_CALL_LINE , int line = __builtin_LINE()
-#else
-#define PYCOMPRESS_CALL_LINE
 #endif
 
 // c += a * b: s8 x s8 -> s32, 16 x 8 x 32.

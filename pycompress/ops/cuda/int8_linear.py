@@ -18,33 +18,46 @@ from . import extension
 CONFIGS = {
     "128x256": (128, 256), "128x128": (128, 128), "64x128": (64, 128), "64x64": (64, 64),
     "few_16x16": (16, 16), "few_16x8": (16, 8), "few_32x16": (32, 16),
+    "hopper_128x256": (128, 256), "hopper_128x128": (128, 128),
 }  # fmt: skip
 """Rows and columns that a block computes, by configuration, as in the header (a test compares)."""
-_SHARED_BYTES_PER_PRODUCT = {"128x256": 1 / 32, "128x128": 1 / 32, "64x128": 3 / 64, "64x64": 1 / 16}
-"""1 / (rows of a warp's tile) + 1 / (columns): what a product reads from shared memory, which bounds the larger tiles least."""
+HOPPER = (9, 0)
+"""The compute capability that the ``hopper`` configurations are for: newer GPUs do not have its instructions."""
+_TIME = {"128x256": 1.0, "128x128": 1.0, "64x128": 1.5, "64x64": 2.0, "hopper_128x256": 0.6, "hopper_128x128": 0.7}
+"""Time of a product. ``mma.sync``: what it reads from shared memory, 32 (1 / rows + 1 / columns of a warp's tile). Hopper's
+instructions are said to be 1.6 times as fast; smaller tiles read more from the L2 cache. Guesses: no GPU has run them yet."""
 _LAUNCH_COST = 0.25
-"""Time to fill and to empty a block's pipeline, in units of the products of a 128 x 128 tile. A guess: no GPU has run it yet."""
+"""Time to fill and to empty a block's pipeline, in units of the products of a 128 x 128 tile. Likewise."""
+_CLUSTER_ROWS = {"hopper_128x256": 256}
+"""Rows of a cluster of blocks, where that is not one block."""
 
 
-def choose(m: int, n: int, multiprocessors: int) -> str:
+def choose(m: int, n: int, multiprocessors: int, capability: tuple[int, int] = (8, 0)) -> str:
     """The configuration for a product of M x N outputs: few rows stream the weights, else the tile with the least time for the busiest
     multiprocessor.
 
     >>> choose(1, 4096, 132), choose(4096, 4096, 132), choose(100, 300, 132)
     ('few_16x8', '128x256', '64x64')
+    >>> choose(1, 4096, 132, HOPPER), choose(4096, 4096, 132, HOPPER), choose(512, 4096, 132, HOPPER)
+    ('few_16x8', 'hopper_128x256', 'hopper_128x128')
     """
     if m <= 16:
         return "few_16x16" if -(-n // 16) >= 4 * multiprocessors else "few_16x8"
     if m <= 32:
         return "few_32x16"
+    hopper = capability == HOPPER and max(m, n) < 2**30  # where they count in 32 bits
 
     def cost(name: str) -> float:
         bm, bn = CONFIGS[name]
-        blocks = -(-m // bm) * -(-n // bn)
-        work = bm * bn / 128**2 * _SHARED_BYTES_PER_PRODUCT[name] * 32
-        return -(-blocks // multiprocessors) * (work + _LAUNCH_COST)
+        rows = _CLUSTER_ROWS.get(name, bm)
+        blocks = -(-m // rows) * rows // bm * -(-n // bn)
+        return -(-blocks // multiprocessors) * (bm * bn / 128**2 * _TIME[name] + _LAUNCH_COST)
 
-    return min(_SHARED_BYTES_PER_PRODUCT, key=cost)
+    return min((name for name in _TIME if hopper or not name.startswith("hopper")), key=cost)
+
+
+def _chosen(m: int, n: int, device: torch.device) -> str:
+    return choose(m, n, extension.multiprocessors(device), extension.capability(device.index or 0))
 
 
 def padded(k: int) -> int:
@@ -86,7 +99,7 @@ def linear(
     activation: str,
     config: str | None = None,
 ) -> Tensor:
-    """``int8_linear_packed`` on torch's current stream. ``config`` forces a kernel: one that takes as many rows."""
+    """``int8_linear_packed`` on torch's current stream. ``config`` forces a kernel: one that takes as many rows, and runs on the device."""
     rows = x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
     if k > 1 and rows.stride(1) != 1:
         rows = rows.contiguous()
@@ -105,7 +118,7 @@ def linear(
         -128 if zeroed else -127, q, kp, row_scale, row_zero, device, stream,
     )  # fmt: skip
     module.int8_gemm(
-        config or choose(m, n, extension.multiprocessors(x.device)), m, n, kp, q, kp, packed.data_ptr(), kp,
+        config or _chosen(m, n, x.device), m, n, kp, q, kp, packed.data_ptr(), kp,
         row_scale, row_zero if zeroed else 0, scale.data_ptr(), packed.data_ptr() + n * kp, 0 if bias is None else bias.data_ptr(),
         native.ACTIVATIONS[activation], out.data_ptr(), native.DTYPES[x.dtype], device, stream,
     )  # fmt: skip
@@ -125,7 +138,7 @@ def matmul(a: Tensor, b: Tensor, config: str | None = None) -> Tensor:
     module, stream, device = _target(a)
     a, b = _operand(a), _operand(b)
     module.int8_gemm(
-        config or choose(m, n, extension.multiprocessors(a.device)), m, n, padded(k), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0),
+        config or _chosen(m, n, a.device), m, n, padded(k), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0),
         0, 0, 0, 0, 0, 0, out.data_ptr(), INT32, device, stream,
     )  # fmt: skip
     return out

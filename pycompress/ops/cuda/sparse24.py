@@ -20,8 +20,10 @@ from .rows import quantized
 
 ELEMENTS = {torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Types of the kept values by their number in csrc/sparse24_gemm/sparse24_cuda.h."""
-CONFIGS = {"128x128": (128, 128), "64x64": (64, 64), "few": (64, 16)}
+CONFIGS = {"128x128": (128, 128), "64x64": (64, 64), "few": (64, 16), "hopper": (128, 256)}
 """Channels and tokens of a block, as in the same header."""
+HOPPER = (9, 0)
+"""The compute capability that ``hopper`` is for: newer GPUs do not have its instructions."""
 STEP_BYTES = 64
 """Of k of x that one instruction takes: 64 int8, 32 floats."""
 ROWS = 128
@@ -131,15 +133,23 @@ def unsupported(device: torch.device, pattern: str) -> str | None:
     return None if pattern in PATTERNS else f"pattern {pattern} on {device}, only {' and '.join(PATTERNS)}"
 
 
-def choose(m: int, n: int, multiprocessors: int) -> str:
+def choose(m: int, n: int, multiprocessors: int, capability: tuple[int, int] = (8, 0)) -> str:
     """The configuration: streams the weight for few tokens, else the larger tile if it still fills the device.
 
     >>> choose(16, 4096, 132), choose(4096, 4096, 132), choose(200, 512, 132)
     ('few', '128x128', '64x64')
+    >>> choose(16, 4096, 132, HOPPER), choose(4096, 4096, 132, HOPPER), choose(1024, 4096, 132, HOPPER)
+    ('few', 'hopper', '128x128')
     """
     if m <= 64:
         return "few"  # up to four passes over a weight that stays in the L2 cache
+    if capability == HOPPER and 2 * -(-m // 256) * -(-n // 256) >= multiprocessors and max(m, n) < 2**30:
+        return "hopper"  # pairs of blocks share 256 tokens; it counts in 32 bits
     return "128x128" if -(-m // 128) * -(-n // 128) >= multiprocessors else "64x64"
+
+
+def chosen(m: int, n: int, device: torch.device) -> str:
+    return choose(m, n, extension.multiprocessors(device), extension.capability(device.index or 0))
 
 
 def rows_of_bytes(x: Tensor) -> Tensor:
@@ -164,7 +174,7 @@ def linear(
         operand = rows_of_bytes(rows)
     else:
         operand, row_scale = quantized(module, stream, rows, x_scale)
-    config = choose(rows.shape[0], n, extension.multiprocessors(x.device))
+    config = chosen(rows.shape[0], n, x.device)
     launch(
         module, stream, operand, packed, n, bias=bias, activation=activation, config=config, out_dtype=x.dtype, row_scale=row_scale,
         col_scale=scale, out=out,

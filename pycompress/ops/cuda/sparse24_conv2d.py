@@ -83,10 +83,10 @@ def conv2d(
         weight = sparse24_float.dense(flat, o, k, pattern).reshape(o, x.shape[1], *kernel_size)
         return out.copy_(ACTIVATE[activation](F.conv2d(x, weight, bias, stride, padding, dilation)))
     packed = sparse24.from_flat(sparse24_float.sixteen_bit(flat, o, k, pattern, x.dtype), o, k, x.dtype)
-    module, stream, multiprocessors = extension.module, extension.stream(x.device), extension.multiprocessors(x.device)
+    module, stream = extension.module, extension.stream(x.device)
 
     def product(rows: Tensor, image: slice) -> Tensor:
-        config = sparse24.choose(rows.shape[0], o, multiprocessors)
+        config = sparse24.chosen(rows.shape[0], o, x.device)
         return sparse24.launch(module, stream, rows, packed, o, bias=bias, activation=activation, config=config, out_dtype=x.dtype)
 
     return _convolve(out, x, padding, (kernel_size, stride, dilation), product, limit)
@@ -101,7 +101,7 @@ def int8_conv2d(
     if out.numel() == 0:
         return out
     packed = sparse24.from_flat(flat, o, k, torch.int8)
-    module, stream, multiprocessors = extension.module, extension.stream(x.device), extension.multiprocessors(x.device)
+    module, stream = extension.module, extension.stream(x.device)
     amax = torch.zeros(x.shape[0], device=x.device)
     if x.numel():
         amax = torch.linalg.vector_norm(x.flatten(1), float("inf"), dim=1, dtype=torch.float32)
@@ -117,7 +117,7 @@ def int8_conv2d(
     def product(rows: Tensor, image: slice) -> Tensor:
         of_images = image_scale[image]
         row_scale = of_images[:, None].expand(-1, rows.shape[0] // len(of_images)).flatten().contiguous()
-        config = sparse24.choose(rows.shape[0], o, multiprocessors)
+        config = sparse24.chosen(rows.shape[0], o, x.device)
         return sparse24.launch(
             module, stream, rows, packed, o, bias=bias, activation=activation, config=config, out_dtype=x.dtype, row_scale=row_scale,
             col_scale=scale,

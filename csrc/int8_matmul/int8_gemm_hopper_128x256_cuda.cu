@@ -1,0 +1,9 @@
+#include "int8_matmul/int8_gemm_hopper.cuh"
+
+namespace pycompress::int8_matmul {
+
+void gemm_cuda_hopper_128x256(const GemmArgs& args, const cuda::Stream& stream) {
+  launch_hopper<HopperTile<128, 256, 64, 4, 2>>(args, stream);
+}
+
+}  // namespace pycompress::int8_matmul
