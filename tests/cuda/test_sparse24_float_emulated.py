@@ -23,6 +23,7 @@ def _emulated(monkeypatch, request):
     monkeypatch.setattr(extension, "module", emulated())
     monkeypatch.setattr(extension, "stream", lambda device: 0)
     monkeypatch.setattr(extension, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(extension, "capability", lambda index: (8, 0))
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
