@@ -96,10 +96,10 @@ def distance(student: torch.nn.Module, teacher: torch.nn.Module, ids: torch.Tens
     return states + (1 - F.cosine_similarity(got[-1].mean(1), wanted[-1].mean(1)).mean())
 
 
-def distil(student, teacher, ids, steps: int, options, order: torch.Generator, after: Callable[[int], None]) -> None:
+def distil(student, teacher, ids, steps: int, lr: float, options, order: torch.Generator, after: Callable[[int], None]) -> None:
     """``steps`` optimizer steps on passages in random order, ``after`` each of them."""
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=options.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     shuffled = torch.cat([torch.randperm(len(ids), generator=order) for _ in range(steps * options.batch // len(ids) + 1)])
     for step in track(range(steps), "distil"):
         optimizer.zero_grad()
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--finish", type=int, default=0, help="steps behind those, on the manual alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--finish-lr", type=float, default=3e-4)
     parser.add_argument("--training", choices=["masked", "sr-ste"], default="masked")
     parser.add_argument("--criterion", choices=["sparsegpt", "wanda", "magnitude"], default="sparsegpt")
     parser.add_argument("--topics", type=int, help="use only the first of the manual's topics")
@@ -164,9 +165,9 @@ def main() -> None:
         if step % 100 == 0:
             show(f"2:4, {step} on the manual", student)
 
-    distil(student, teacher, train, options.steps, options, order, repair)
+    distil(student, teacher, train, options.steps, options.lr, options, order, repair)
     if options.finish:
-        distil(student, teacher, manual, options.finish, options, order, finish)
+        distil(student, teacher, manual, options.finish, options.finish_lr, options, order, finish)
     student = pruner.convert().eval().requires_grad_(False)
     show("2:4, packed", student)
     if options.save:
