@@ -66,6 +66,7 @@ for _op, _shared in (
     ("int4_linear", "int4_matmul"),
     ("linear_kd_loss", "kd_loss"),
     ("sparse24_conv2d", "sparse24_linear"),
+    ("int8_sparse24_conv2d", "int8_sparse24_linear"),
 ):
     if _shared in _KERNELS:
         _KERNELS[_op] = _KERNELS[_shared]

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from pycompress import ops
 from pycompress.ops import native
 
 needs_native = pytest.mark.skipif(native.module is None, reason="this run has no extension on purpose (PYCOMPRESS_DISABLE_NATIVE)")
@@ -33,6 +34,13 @@ def test_vector_kernel_is_best_where_the_cpu_has_one():
     if not os.environ.get("PYCOMPRESS_ISA") and "avx2" in native.module.isa_available():
         assert native.kernels("int8_matmul")[0] != "scalar"
         assert "avx2" in native.kernels("int8_matmul")
+
+
+@needs_native
+@pytest.mark.parametrize("op", [name for name in ops.__all__ if f"{name}_reference" in ops.__all__])
+def test_every_op_with_a_reference_has_kernels(op):
+    """Those that run the kernels of another op, too: the doctor lists them."""
+    assert native.kernels(op)[0] != "reference" and native.fallback_reason(op) is None
 
 
 @needs_native
