@@ -8,7 +8,8 @@ A benchmark script gives a table of cases, a table of rivals and the float resul
 - one rival per process, idle (blocked on a pipe) while another one runs, so that spinning workers rob nobody
 - rounds A B C A B C ...; a row holds the median of the per-round ratios to the baseline, and their quartiles
 - every rival's result is compared with the float result before it is timed
-- MAC/c uses the clock measured in that round's process by a chain of dependent additions, if a C compiler is at hand
+- MAC/c uses the clock measured in that round's process by a chain of dependent rotations, if a C compiler is at hand
+- ``--avx2-only`` shows every rival a CPU without AVX-512, AVX-VNNI and AMX (``avx2_only.c``), whatever it asks the CPU with
 - peak MB (``memory=True``): what one more call needs beyond the inputs, results included, as the operating system sees it, measured in one
   more process per rival and case (Linux only)
 """
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,17 @@ def run(
     parser.add_argument("--rivals", default="", help="comma-separated parts of rival names; the baseline always runs")
     parser.add_argument("--cases", default="", help="comma-separated parts of case names")
     parser.add_argument("--write", action="store_true", help="add the rows to benchmarks/results")
+    parser.add_argument(
+        "--avx2-only", action="store_true", help="hide AVX-512 and VNNI from every rival (Linux, a CPU with CPUID faulting)"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         _serve(rivals[args.worker], cases, expected, args.threads)
         return
+    hidden = contextlib.ExitStack()
+    if args.avx2_only:
+        os.environ["LD_PRELOAD"] = str(hidden.enter_context(_avx2_only()))  # for the workers; this process goes on as it is
     wanted = {name for name in rivals if name == baseline or _matches(name, args.rivals)}
     workers = {name: _Worker(name, rivals[name].env, args.threads) for name in rivals if name in wanted}
     rows = []
@@ -92,6 +99,7 @@ def run(
     finally:
         for worker in workers.values():
             worker.close()
+        hidden.close()
     if args.write:
         print(f"\n{len(rows)} rows in results/{op}.csv")
 
@@ -135,7 +143,7 @@ def _case(case, index, workers, baseline, macs, peaks, args) -> list[dict[str, A
         rows.append(
             {"case": case["name"], "rival": name, "threads": args.threads, "ms": f"{seconds * 1e3:.4g}", "speedup": f"{middle:.3f}",
              "speedup_q1": f"{q1:.3f}", "speedup_q3": f"{q3:.3f}", "error": "" if errors[name] is None else f"{errors[name]:.5f}",
-             "mac_per_cycle": f"{rate:.1f}" if rate else "", "ghz": f"{clock:.2f}" if clock else "", **_machine(),
+             "mac_per_cycle": f"{rate:.1f}" if rate else "", "ghz": f"{clock:.2f}" if clock else "", **_machine(args.avx2_only),
              "peak_mb": "" if peaks.get(name) is None else f"{peaks[name]:.4g}"}
         )  # fmt: skip
         shown = "" if errors[name] is None else f"error {errors[name]:.4f}"
@@ -145,7 +153,7 @@ def _case(case, index, workers, baseline, macs, peaks, args) -> list[dict[str, A
 
 
 @functools.cache
-def _machine() -> dict[str, str]:
+def _machine(avx2_only: bool = False) -> dict[str, str]:
     import torch
 
     from pycompress.ops import native
@@ -162,6 +170,8 @@ def _machine() -> dict[str, str]:
 
         versions += f", onnxruntime {onnxruntime.__version__}"
     isas = native.module.isa_available() if native.module else ["none"]
+    if avx2_only:
+        cpu, isas = f"{cpu} as AVX2", ["avx2"]
     return {"cpu": cpu, "isa": isas[-1], "versions": versions, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
 
 
@@ -244,6 +254,18 @@ def _serve(rival: Rival, cases, expected, threads: int) -> None:
         replies.flush()
 
 
+@contextlib.contextmanager
+def _avx2_only() -> Iterator[Path]:
+    """A library that hides what goes beyond AVX2 from the programs that preload it."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "avx2_only.so")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(HERE / "avx2_only.c"), "-o", str(library)], check=True)
+        test = subprocess.run(["true"], env={**os.environ, "LD_PRELOAD": str(library)}, check=False)
+        if test.returncode:
+            raise SystemExit("--avx2-only: this CPU or kernel offers no CPUID faulting")
+        yield library
+
+
 def relative_error(result: Any, reference: Any) -> float:
     """||result - reference|| / ||reference||, in float64."""
     import torch
@@ -293,10 +315,10 @@ def _time(call: Callable[[], Any], seconds: float) -> float:
 _CHAIN = """#include <time.h>
 double ghz(void) {
   struct timespec a, b;
-  unsigned long x = 0, n = 200000;
+  unsigned long long x = 1, n = 200000;
   clock_gettime(CLOCK_MONOTONIC, &a);
-  for (unsigned long i = 0; i < n; ++i) { x += 1; __asm__ volatile("" : "+r"(x)); x += 1; __asm__ volatile("" : "+r"(x));
-    x += 1; __asm__ volatile("" : "+r"(x)); x += 1; __asm__ volatile("" : "+r"(x)); }
+#define STEP x = (x << 7) | (x >> 57); __asm__ volatile("" : "+r"(x));
+  for (unsigned long long i = 0; i < n; ++i) { STEP STEP STEP STEP }
   clock_gettime(CLOCK_MONOTONIC, &b);
   return 4.0 * n / ((b.tv_sec - a.tv_sec) * 1e9 + (b.tv_nsec - a.tv_nsec));
 }"""
@@ -310,13 +332,16 @@ def _chain() -> Callable[[], float] | None:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "chain.c"), Path(folder, "chain.so")
         source.write_text(_CHAIN)
-        subprocess.run([compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True, stdout=subprocess.DEVNULL)
+        env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # gcc takes SIGSEGV for itself
+        command = [compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
         function = ctypes.CDLL(str(library)).ghz
     function.restype = ctypes.c_double
     return function
 
 
 def _ghz() -> float | None:
-    """The clock now: additions that depend on one another take one cycle each."""
+    """The clock now: rotations that depend on one another take one cycle each. (Additions of constants do not: Golden Cove and later
+    Intel cores do several of them at once while renaming registers.)"""
     chain = _chain()
     return chain() if chain else None
