@@ -14,8 +14,8 @@ namespace {
 // 6 x 64: 24 accumulators, 4 vectors of b, 1 broadcast of a: 29 of 32 registers.
 constexpr int kMr = 6, kNr = 64, kKr = 4;
 
-// From this many rows on the next panel is fetched while this one is in use. With 8 rows that gains 8 % from memory and loses 6 % from L3.
-constexpr int64_t kAheadRows = 9;
+// From two tiles of rows on the next panel is fetched while this one is in use: with one, reading this one is all there is to do.
+constexpr int64_t kAheadRows = kMr + 1;
 
 PC_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
@@ -171,7 +171,7 @@ PC_INLINE __m512i broadcast(const char* four) { return _mm512_set1_epi32(load32(
 PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { c = _mm512_dpbusd_epi32(c, u, w); }
 #endif
 
-// tile and store_f32 in one: the sums leave as floats without passing memory. Each step fetches a line at `next` into L2.
+// tile and store_f32 in one: the sums leave as floats without passing memory. Each step fetches two lines at `next` into L2.
 template <int R, int V, bool kRelu>
 PC_INLINE void linear_rows(const char* a, const int8_t* next, int64_t step, int64_t stride, int64_t depth, const int8_t* b, int used,
                            const float* row_scale, const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
@@ -183,6 +183,7 @@ PC_INLINE void linear_rows(const char* a, const int8_t* next, int64_t step, int6
   const char *x = a, *x3 = a + 3 * stride;
   for (int64_t i = 0; i < depth / kKr; ++i, b += 64 * V, next += step, x += kKr, x3 += kKr) {
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(next) + 64, _MM_HINT_T1);
     __m512i w[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(b + 64 * v);
@@ -240,13 +241,15 @@ template <int V, bool kRelu>
 void linear_cols(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
                  int64_t ldo) {
   int count = 0, tile = 0;
+  // The first tiles share the next panel: with two of them each fetches half, two lines per step, otherwise a line per step (and the
+  // line behind it, which the step after it fetches in any case).
+  const int lines = rows <= 2 * kMr ? 2 : 1;
   for (int64_t r = 0; r < rows; r += count, ++tile) {
     count = next_rows(rows - r);
-    // The first V tiles each fetch a V-th of the next panel, one line per step.
-    const bool ahead = rows >= kAheadRows && tile < V;
-    const int8_t* next = ahead ? b + (V + tile) * 64 * (depth / kKr) : b;
-    linear_tile<V, kRelu>(count, a + r * stride, next, ahead ? 64 : 0, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e,
-                          out + r * ldo, ldo);
+    const bool ahead = rows >= kAheadRows && tile * lines < V;
+    const int8_t* next = ahead ? b + (V + tile * lines) * 64 * (depth / kKr) : b;
+    linear_tile<V, kRelu>(count, a + r * stride, next, ahead ? 64 * lines : 0, stride, depth, b, used, e.row_scale + r,
+                          e.row_correction + r, e, out + r * ldo, ldo);
   }
 }
 
