@@ -120,6 +120,7 @@ struct Kernel {
   void (*winograd_tile_pair)(const int16_t* v, int64_t ld, int rows, int64_t channels, const int16_t* u, int64_t u_step, int32_t* acc,
                              int64_t acc_step) = nullptr;
   const PixelKernel* pixels = nullptr;  // depthwise with channels in the lanes (pixels.h)
+  const Cost* cost_intel = nullptr;     // instead of `cost` on Intel's cores, where it differs
 };
 
 const KernelList<Kernel>& kernels();

@@ -326,6 +326,9 @@ PC_TARGET_END
 
 }  // namespace
 
+// Emerald Rapids: shuffles and vector arithmetic share the two pipes of the products, and 36 streams into L2 are written slowly.
+constexpr Kernel::Cost kGoldenCove = {1.0 / 110, 1.0 / 43, 6.2, 5.0, 11.5};
+
 extern const PlaneKernel kPlanesAvx512Vnni;
 extern const PixelKernel kPixelsAvx512Vnni;
 extern const Kernel kAvx512Vnni;
@@ -351,7 +354,8 @@ const Kernel kAvx512Vnni = {"avx512_vnni",
                             winograd_output,
                             &kPlanesAvx512Vnni,
                             winograd_tile_pair,
-                            &kPixelsAvx512Vnni};
+                            &kPixelsAvx512Vnni,
+                            &kGoldenCove};
 
 }  // namespace pycompress::int8_conv2d
 #endif

@@ -13,7 +13,9 @@
 // The weights stay packed as int8 and are transformed for each block of tiles, 16 columns at a time: the 36 int16 matrices
 // would take 8 times the memory, and their transform costs a few percent from a dozen tiles on.
 #include <algorithm>
+#include <cstring>
 
+#include "core/cpu_features.h"
 #include "core/scratch.h"
 #include "int8_conv2d/layout.h"
 
@@ -21,8 +23,7 @@ namespace pycompress::int8_conv2d {
 namespace {
 
 constexpr int64_t kPositions = 36, kColumns = 16;
-constexpr int64_t kPatchBytes = 1024 * 1024;  // transformed input of one block of tiles: streams from L2 or L3
-constexpr int64_t kTilesPerThread = 24;       // fewer than that, and the threads share the output channels instead
+constexpr int64_t kTilesPerThread = 24;  // fewer than that, and the threads share the output channels instead
 
 struct Winograd {
   const Kernel& kernel;
@@ -131,6 +132,14 @@ struct Winograd {
   }
 };
 
+// Rows of tiles whose transformed input a block may take: what streams from L2, and a little more where transforming the weights once
+// more costs more than that.
+int64_t rows_per_block(const Shape& s) {
+  const int64_t bytes = (s.c < 192 ? 640 : 1024) * 1024;
+  const int64_t rows = s.n * ceil_div(s.out_h(), 4), tiles = ceil_div(s.out_w(), 4);
+  return std::clamp<int64_t>(bytes / (kPositions * 2 * s.c) / tiles, 1, rows);
+}
+
 }  // namespace
 
 bool winograd_applies(const Kernel& kernel, const Args& a) {
@@ -154,14 +163,17 @@ bool winograd_pays(const Kernel& kernel, const Args& a) {
   const Shape& s = a.shape;
   const double tiles = static_cast<double>(s.n * ceil_div(s.out_h(), 4) * ceil_div(s.out_w(), 4)), c = static_cast<double>(s.c),
                o = static_cast<double>(round_up(s.o, kColumns)), pixels = static_cast<double>(s.n * s.out_h() * s.out_w());
-  const Kernel::Cost& cost = kernel.cost;
-  return tiles * (36 * c * o * cost.gemm + c * cost.input + o * cost.output) + c * o * cost.weight < pixels * 9 * c * o * cost.direct;
+  const double blocks = static_cast<double>(ceil_div(s.n * ceil_div(s.out_h(), 4), rows_per_block(s)));
+  static const bool intel = std::strcmp(cpu_vendor(), "GenuineIntel") == 0;
+  const Kernel::Cost& cost = intel && kernel.cost_intel ? *kernel.cost_intel : kernel.cost;
+  return tiles * (36 * c * o * cost.gemm + c * cost.input + o * cost.output) + blocks * c * o * cost.weight <
+         pixels * 9 * c * o * cost.direct;
 }
 
 void winograd(const Kernel& kernel, const Args& a, const Image* images, bool parallel, std::atomic<bool>* poisoned) {
   const Winograd job(kernel, a);
   const int64_t threads = parallel ? num_threads() : 1, rows = a.shape.n * job.tiles_h, tiles = rows * job.tiles_w;
-  int64_t per_block = std::clamp<int64_t>(kPatchBytes / (kPositions * 2 * a.shape.c) / job.tiles_w, 1, rows);
+  int64_t per_block = rows_per_block(a.shape);
   const bool split = threads > 1 && tiles >= threads * kTilesPerThread && rows >= threads;
   int64_t blocks = ceil_div(rows, per_block);
   if (split) blocks = std::min(rows, round_up(blocks, threads));
