@@ -1,15 +1,46 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <string>
 
 #include "bindings/address.h"
 #include "bindings/bind.h"
+#include "bindings/fast_call.h"
 #include "int8_conv2d/int8_conv2d.h"
 
 namespace py = pybind11;
 
 namespace pycompress {
+namespace {
+
+struct ConvPlan {
+  static constexpr const char* kName = "int8_conv2d";
+  static constexpr int kIntegers = 13;  // n, h, w, x, its four strides, packed, scale, bias, residual, out
+  const int8_conv2d::Kernel& kernel;
+  std::string algorithm;
+  int8_conv2d::Args args;
+  int64_t work(const int64_t* i) const {
+    const int8_conv2d::Shape& s = args.shape;
+    return i[0] * i[1] * i[2] * s.o * s.c / s.groups * s.taps() / (s.stride_h * s.stride_w);
+  }
+};
+
+void run_conv(const ConvPlan& plan, const int64_t* i) {
+  int8_conv2d::Args args = plan.args;
+  args.shape.n = i[0], args.shape.h = i[1], args.shape.w = i[2];
+  args.x = address<const void>(static_cast<uintptr_t>(i[3]));
+  std::copy(i + 4, i + 8, args.x_stride);
+  args.packed = address<const void>(static_cast<uintptr_t>(i[8]));
+  args.scale = address<const float>(static_cast<uintptr_t>(i[9]));
+  args.bias = address<const float>(static_cast<uintptr_t>(i[10]));
+  args.residual = address<const void>(static_cast<uintptr_t>(i[11]));
+  args.out = address<void>(static_cast<uintptr_t>(i[12]));
+  conv2d(plan.kernel, args, plan.algorithm.c_str());
+}
+
+}  // namespace
 
 void bind_int8_conv2d(py::module_& m) {
   using namespace int8_conv2d;
@@ -33,38 +64,24 @@ void bind_int8_conv2d(py::module_& m) {
     py::gil_scoped_release nogil;
     unpack(k, shape(sizes), address<const void>(packed), address<int8_t>(weight));
   });
-  m.def("int8_conv2d", [=](const std::string& kernel, const std::string& algorithm, const Sizes& sizes, uintptr_t x, int x_type,
-                           const std::array<int64_t, 4>& x_stride, bool x_channels_last, uintptr_t packed, uintptr_t scale, uintptr_t bias,
-                           bool dynamic, float x_scale, int x_zero_point, int quant_min, int activation, uintptr_t out, int out_type,
-                           bool out_channels_last, float out_scale, int out_zero_point, int out_min, uintptr_t residual, int residual_type,
-                           float residual_scale, int residual_zero_point) {
-    const Kernel& k = pick(kernel);
-    const Args args{shape(sizes),
-                    address<const void>(x),
-                    static_cast<Element>(x_type),
-                    {x_stride[0], x_stride[1], x_stride[2], x_stride[3]},
-                    x_channels_last,
-                    address<const void>(packed),
-                    address<const float>(scale),
-                    address<const float>(bias),
-                    dynamic,
-                    x_scale,
-                    x_zero_point,
-                    quant_min,
-                    static_cast<Activation>(activation),
-                    address<void>(out),
-                    static_cast<Element>(out_type),
-                    out_channels_last,
-                    out_scale,
-                    out_zero_point,
-                    out_min,
-                    address<const void>(residual),
-                    static_cast<Element>(residual_type),
-                    residual_scale,
-                    residual_zero_point};
-    py::gil_scoped_release nogil;
-    conv2d(k, args, algorithm.c_str());
-  });
+  // Sizes with any n, h and w: calls give their own.
+  m.def("int8_conv2d_plan",
+        [=](const std::string& kernel, const std::string& algorithm, const Sizes& sizes, int x_type, bool x_channels_last, bool dynamic,
+            float x_scale, int x_zero_point, int quant_min, int activation, int out_type, bool out_channels_last, float out_scale,
+            int out_zero_point, int out_min, int residual_type, float residual_scale, int residual_zero_point) {
+          Args args{};
+          args.shape = shape(sizes);
+          args.x_type = static_cast<Element>(x_type), args.x_channels_last = x_channels_last;
+          args.dynamic = dynamic;
+          args.x_scale = x_scale, args.x_zero_point = x_zero_point, args.quant_min = quant_min;
+          args.activation = static_cast<Activation>(activation);
+          args.out_type = static_cast<Element>(out_type), args.out_channels_last = out_channels_last;
+          args.out_scale = out_scale, args.out_zero_point = out_zero_point, args.out_min = out_min;
+          args.residual_type = static_cast<Element>(residual_type);
+          args.residual_scale = residual_scale, args.residual_zero_point = residual_zero_point;
+          return make_plan(new ConvPlan{pick(kernel), algorithm, args});
+        });
+  def_fast_call<ConvPlan, run_conv>(m);
   // Name of the algorithm that conv2d picks by itself for a float32 input.
   m.def("int8_conv2d_algorithm",
         [=](const std::string& kernel, const Sizes& sizes, uintptr_t packed, bool dynamic, int x_zero_point, int quant_min) {

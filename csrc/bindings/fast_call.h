@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <new>
+#include <stdexcept>
 
 namespace pycompress {
 
@@ -40,6 +41,9 @@ PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     }
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
   } catch (const std::exception& error) {  // none may leave through Python's C frames
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;

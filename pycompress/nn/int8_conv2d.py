@@ -27,6 +27,7 @@ from ..ops.int8_conv2d import (
     view_of,
 )
 from ..ops.int8_linear import check_activation_quantization
+from ..ops.library import tracing
 from .base import LAYERS
 from .packed import Int8ActivationModule
 
@@ -81,6 +82,7 @@ class Int8Conv2d(Int8ActivationModule):
         shape = (out_channels, in_channels // groups, *self._pair(self.kernel_size, 1))
         pairs = (self._pair(self.stride, 1), self._pair(self.padding, 0), self._pair(self.dilation, 1))
         self._geometry = make_geometry(where, shape, *pairs, groups)
+        self._least = self._geometry.least_size()
         depth = shape[1] * shape[2] * shape[3]
         check_activation_quantization(where, depth, 1.0 if static else None, 0 if asymmetric else None)
         self.canonical = {"weight": (torch.int8, self.weight_shape)}
@@ -225,23 +227,30 @@ class Int8Conv2d(Int8ActivationModule):
         return self._convolve(x, residual, residual_scale, residual_zero_point, out_dtype)
 
     def _convolve(self, x, residual, residual_scale, residual_zero_point, out_dtype) -> Tensor:
-        static = self._x_scale is not None
-        check_input(type(self).__name__, x, self._geometry, self.in_channels, static, self.scale.device)
+        if tracing():
+            packed, scale, bias = self.packed, self.scale, self.bias
+        else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
+            buffers = self._buffers
+            packed, scale, bias = buffers["packed"], buffers["scale"], buffers["bias"]
+        static, shape, dtype, least = self._x_scale is not None, x.shape, x.dtype, self._least
+        usual = len(shape) == 4 and shape[1] == self.in_channels and shape[2] >= least[0] and shape[3] >= least[1]
+        if not usual or x.device != packed.device or not (dtype == torch.float32 or (static and dtype == torch.int8)):
+            check_input(type(self).__name__, x, self._geometry, self.in_channels, static, self._device)
         if residual is None and out_dtype is None and residual_scale is None and residual_zero_point is None:
             if self.int8_output and not (x.requires_grad and torch.is_grad_enabled()):
                 after = Requantization(torch.int8, self._out_scale, self._out_zero_point)
-            elif x.dtype == torch.int8:
+            elif dtype == torch.int8:
                 after = Requantization(torch.float32, nchw=is_nchw(x))
             else:
-                after = Requantization(x.dtype)
+                after = Requantization(dtype)
         else:
             scales = (residual_scale, residual_zero_point, self._out_scale, self._out_zero_point)
             after = make_requantization(type(self).__name__, x, self._geometry, residual, *scales, out_dtype)
         y = int8_conv2d_packed(
             x,
-            self.packed,
-            self.scale,
-            self.bias,
+            packed,
+            scale,
+            bias,
             residual,
             self._geometry,
             self._x_scale,

@@ -200,23 +200,23 @@ def test_winograd_is_exact_up_to_its_limit_and_not_used_beyond(kernel):
         sizes = (8, weight.shape[1], 64, 64, *geometry)
         return native.module.int8_conv2d_algorithm(kernel, sizes, packed.data_ptr(), False, zero_point, -128)
 
-    weight = torch.full((16, 116, 3, 3), 127, dtype=torch.int8)
+    weight = torch.full((64, 116, 3, 3), 127, dtype=torch.int8)
     weight[:, 115:] = 0
     assert 127 * 255 * 9 * 115 < 2**25 < 127 * 255 * 9 * 116
     assert chosen(weight, -128) == "winograd"
     x = torch.full((1, 116, 12, 12), 255 * 2.0**-3)
     options = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "x_scale": 2.0**-3, "x_zero_point": -128}
-    expected = int8_conv2d_reference(x, weight, torch.ones(16), **options)
+    expected = int8_conv2d_reference(x, weight, torch.ones(64), **options)
     assert expected.max() == 127 * 255 * 9 * 115 * 2.0**-3
-    assert torch.equal(run(x, weight, torch.ones(16), kernel=kernel, algorithm="winograd", **options), expected)
-    assert torch.equal(run(x, -weight, torch.ones(16), kernel=kernel, algorithm="winograd", **options), -expected)
+    assert torch.equal(run(x, weight, torch.ones(64), kernel=kernel, algorithm="winograd", **options), expected)
+    assert torch.equal(run(x, -weight, torch.ones(64), kernel=kernel, algorithm="winograd", **options), -expected)
     weight[3, 115:] = 127
     assert chosen(weight, -128) in ("direct", "planes")
     assert chosen(weight, 0) == "winograd"
     weight[3, 60:] *= -1  # both signs never meet the same end of the range
     assert chosen(weight, -128) == "winograd"
     with pytest.raises(ValueError, match="'winograd' does not apply"):
-        run(x, torch.full_like(weight, 127), torch.ones(16), kernel=kernel, algorithm="winograd", **options)
+        run(x, torch.full_like(weight, 127), torch.ones(64), kernel=kernel, algorithm="winograd", **options)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
@@ -408,12 +408,9 @@ def test_stays_inside_its_buffers(case, layout, kernel, monkeypatch):
         return copy.permute(0, 3, 1, 2) if layout == torch.channels_last else copy
 
     outputs = []
-    empty = torch.empty
 
-    def guarded_empty(shape, dtype, device, memory_format):
-        assert device == "cpu"
-        channels_last = memory_format == torch.channels_last
-        dense = guarded(empty([shape[i] for i in (0, 2, 3, 1)] if channels_last else shape, dtype=dtype))
+    def guarded_result(x, n, channels, size, dtype, channels_last):
+        dense = guarded(torch.empty((n, *size, channels) if channels_last else (n, channels, *size), dtype=dtype))
         outputs.append(dense.permute(0, 3, 1, 2) if channels_last else dense)
         return outputs[-1]
 
@@ -427,7 +424,7 @@ def test_stays_inside_its_buffers(case, layout, kernel, monkeypatch):
             expected = conv._run(value.to(memory_format=layout), packed, scale, bias, residual, *arguments)
             inputs = (memory(value), packed, guarded(scale), guarded(bias), memory(residual))
             with monkeypatch.context() as patch:
-                patch.setattr(torch, "empty", guarded_empty)
+                patch.setattr(conv, "_new_result", guarded_result)
                 y = conv._run(*inputs, *arguments)
             assert y is outputs[-1] and torch.equal(y, expected)
 
