@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn.base import LAYERS, CompressedModule
+from ..nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from ..nn.parametrized import remove_parametrizations
 from ..nn.relu_unless_int8 import ReLUUnlessInt8
 from ..nn.state import layers
@@ -22,6 +23,7 @@ _BUILDABLE: dict[str, type[nn.Module]] = {
         *(nn.Identity, nn.Flatten, nn.Linear, nn.Embedding, nn.PReLU),
         *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+        ChannelsLastMaxPool2d,
         *(ReLUUnlessInt8, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
     )
 }

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from ..nn.int8_conv2d import Int8Conv2d
 from ..nn.relu_unless_int8 import ReLUUnlessInt8
+from ..nn.state import layers
 from ..nn.surgery import replace
 from ..ops.affine import quantize_affine
 from .tracing import Traced, graphs
@@ -37,6 +39,7 @@ def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.M
       ``activation``; an ``nn.Identity`` takes the module's place
     - an ``Int8Conv2d`` whose result, after such an activation, only static int8 convolutions with one common scale read, gives them int8
       on that scale. The integers are those that they would have made of the float result, so nothing changes but the traffic
+    - in a model with an ``Int8Conv2d``, ``nn.MaxPool2d`` becomes ``ChannelsLastMaxPool2d``
 
     ``made``: prepared layer -> new layer. ``keep(module)``: activations to leave alone. Pairs are found as ``fold_batch_norm`` finds
     its; activations called as functions, ``F.relu(x)``, are not seen.
@@ -60,9 +63,20 @@ def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.M
             if chain.called is not None:
                 once = traced.called_once(chain.called)
                 replaced[chain.called] = nn.Identity() if once else ReLUUnlessInt8(chain.called.inplace)
+    if any(isinstance(layer, Int8Conv2d) for layer in made.values()):
+        replaced |= {
+            pool: _fast(pool)
+            for pool in layers(model).values()
+            if type(pool) is nn.MaxPool2d and not pool.return_indices and _may_go(pool, keep)
+        }
     for old, new in replaced.items():
         model = replace(model, old, new)
     return model, fused
+
+
+def _fast(pool: nn.MaxPool2d) -> ChannelsLastMaxPool2d:
+    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return ChannelsLastMaxPool2d(*sizes, ceil_mode=pool.ceil_mode).train(pool.training)
 
 
 def activation_of(module: nn.Module | None) -> str | None:
@@ -90,8 +104,9 @@ def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep
         return None
     last, called = _through_identities(traced, node), None
     reader = _only_reader(last)
-    if reader is not None and _may_go(traced.module(reader), keep):
-        called, last = traced.module(reader), _through_identities(traced, reader)
+    module = traced.module(reader) if reader is not None else None
+    if module is not None and activation_of(module) is not None and _may_go(module, keep):
+        called, last = module, _through_identities(traced, reader)
     once = called is None or traced.called_once(called)
     target = _int8_target(traced, last, made) if isinstance(new, Int8Conv2d) and (once or type(called) is nn.ReLU) else None
     activation = activation_of(called) or "none"
@@ -102,11 +117,11 @@ def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep
     return _Chain(activation, called) if called is not None and once else None
 
 
-def _may_go(module: nn.Module | None, keep: Callable[[nn.Module], bool]) -> bool:
-    """Whether this is an activation that a layer can take over."""
-    if activation_of(module) is None or keep(module):
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+def _may_go(module: nn.Module, keep: Callable[[nn.Module], bool]) -> bool:
+    """Whether something else may take the place of this module."""
+    return not keep(module) and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

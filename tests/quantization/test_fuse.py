@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pycompress as pc
 from pycompress.nn import Int8Conv1d, Int8Conv2d, Int8Linear
+from pycompress.nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from pycompress.nn.relu_unless_int8 import ReLUUnlessInt8
 from pycompress.ops.int8_conv2d import TRACEABLE_MARKS
 from pycompress.quantization.fuse import activation_of
@@ -314,3 +315,48 @@ def test_activations_of_transformers():
     activations = pytest.importorskip("transformers.activations")
     assert activation_of(activations.GELUActivation()) == "gelu" and activation_of(activations.NewGELUActivation()) is None
     assert activation_of(activations.GELUActivation(use_gelu_python=True)) is None and activation_of(nn.Tanh()) is None
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 3), ceil_mode=True), nn.MaxPool2d(2, 1, dilation=2)], ids=repr)
+@pytest.mark.parametrize("channels", [3, 12])
+def test_max_pooling_runs_channels_last_and_gives_the_same(pool, channels, tmp_path):
+    make = lambda: nn.Sequential(nn.Conv2d(2, channels, 3), copy.deepcopy(pool), nn.Conv2d(channels, 4, 1))  # noqa: E731
+    model, x = seeded(make, (2, 2, 11, 13))
+    plain, fused = both(model, pc.Int8Static(), x)
+    assert type(plain[1]) is nn.MaxPool2d and type(fused[1]) is ChannelsLastMaxPool2d
+    for layout in (torch.contiguous_format, torch.channels_last):
+        value = x.to(memory_format=layout)
+        assert torch.equal(fused(value), plain(value)) and fused(value).stride() == plain(value).stride()
+    y = torch.randn(2, channels, 9, 11)
+    y[0, 0, 3, 3] = float("nan")
+    grads = []
+    for layer in (pool, fused[1]):
+        leaf = y.clone().requires_grad_()
+        result = layer(leaf)
+        assert result.is_contiguous() and result[0, 0].isnan().any()
+        torch.testing.assert_close(result, pool(y), rtol=0, atol=0, equal_nan=True)
+        result.nan_to_num(0.0).square().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+    pc.save(fused, tmp_path / "model.safetensors")
+    loaded = pc.load(tmp_path / "model.safetensors", make())
+    assert type(loaded[1]) is ChannelsLastMaxPool2d and torch.equal(loaded(x), fused(x))
+
+
+def test_max_pooling_stays_where_it_must():
+    class Indices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(2, 8, 3), nn.MaxPool2d(2, return_indices=True)
+
+        def forward(self, x):
+            return self.pool(self.conv(x))[0]
+
+    x = torch.randn(1, 2, 8, 8)
+    assert type(pc.quantize(Indices(), pc.Int8Dynamic(), example_inputs=x).pool) is nn.MaxPool2d
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.MaxPool2d(2), nn.MaxPool2d(2))
+    model[1].register_forward_hook(lambda *_: None)
+    kept = pc.quantize(model, pc.Int8Dynamic(), ignore=["2"], example_inputs=x)
+    assert [type(m) for m in kept[1:]] == [nn.MaxPool2d, nn.MaxPool2d]
+    linear = pc.quantize(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 4)), pc.Int8Dynamic())
+    assert type(linear[0]) is nn.MaxPool2d
