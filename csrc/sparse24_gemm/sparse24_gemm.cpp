@@ -124,12 +124,13 @@ void rows_way(const Kernel& kr, const LinearArgs& p, const Shape& s, int64_t m0,
 
 // ---- columns -------------------------------------------------------------------------------------------------------------------
 
-// Rows of x cut into tiles of equal width, padded to a multiple of 16: 144 rows are 80 + 64, not 128 + 16.
+// Rows of x cut into tiles, padded to a multiple of 16: of equal width where tiles are wide (144 rows are 80 + 64, not 128 + 16), and
+// otherwise as wide as they may be (96 rows are 64 + 32, not 48 + 48: the tiles of 64 rows are the fast ones).
 struct Columns {
   int64_t rows, width, tiles;
   Columns(const Kernel& kr, int64_t rows_) : rows(rows_) {
     const int64_t widest = large_l1() ? kr.mc : std::min(kr.mc, 64);
-    width = round_up(ceil_div(rows, ceil_div(rows, widest)), 16);
+    width = round_up(kr.mc > 64 ? ceil_div(rows, ceil_div(rows, widest)) : std::min<int64_t>(rows, widest), 16);
     tiles = ceil_div(rows, width);
   }
   int size(int64_t t) const { return static_cast<int>(std::min(width, rows - t * width)); }
