@@ -171,6 +171,7 @@ void wide_rows(const uint8_t* a, const uint8_t* wide, int64_t steps, int32_t* ac
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r] = add ? load(acc + r * kNr) : _mm256_setzero_si256();
   const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
   for (int64_t i = 0; i < steps; ++i, wide += kStepBytes<Kept>, a += R * 16) products<Kept, R>(c, a, Step<Kept>(wide), ones);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kNr), c[r]);
