@@ -11,7 +11,7 @@ namespace pycompress::int8_matmul {
 
 extern const Kernel kScalar;
 #if PC_X86
-extern const Kernel kAvx2;
+extern const Kernel kAvx2Bytes;
 extern const Kernel kAvx512Vnni, kAvx512Vnni256;
 #if PC_HAVE_AVX_VNNI
 extern const Kernel kAvxVnni;
@@ -31,7 +31,7 @@ const KernelList<Kernel>& kernels() {
 #if PC_HAVE_AVX_VNNI
       &kAvxVnni,
 #endif
-      &kAvx2,
+      &kAvx2Bytes,
 #elif PC_ARM64
 #if PC_HAVE_NEON_EXTENSIONS
       &kNeonI8mm,
@@ -65,7 +65,7 @@ const int32_t* column_sums(const Kernel& kernel, const void* packed, int64_t n, 
 
 // Byte stride of a row in operand format: a cache line more than a power of two keeps mr rows out of one L1 set.
 int64_t row_stride(const Kernel& kernel, int64_t k) {
-  const int64_t bytes = round_up(round_up(k, kernel.kr) * kernel.a_size, 64);
+  const int64_t bytes = round_up(round_up(k, kernel.kr) * kernel.a_size + kernel.row_extra, 64);
   return bytes % 1024 == 0 ? bytes + 64 : bytes;
 }
 
@@ -217,6 +217,11 @@ struct LinearJob final : Job {
       : kernel(kernel_), p(p_), sums(column_sums(kernel_, p_.packed, p_.n, p_.k)), static_inverse(p_.dynamic ? 0.0f : 1.0f / p_.x_scale) {}
 
   void load(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const override {
+    quantize_all(m0, m1, rows, scales, corrections);
+    if (kernel.encode_rows)
+      kernel.encode_rows(rows, row_stride(kernel, p.k), m1 - m0, round_up(p.k, kernel.kr), p.asymmetric || p.x_zero_point != 0);
+  }
+  void quantize_all(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const {
     const int64_t stride = row_stride(kernel, p.k), kp = round_up(p.k, kernel.kr);
     const bool simple = kernel.quantize_rows && p.dynamic && !p.asymmetric;
     if (simple) std::fill(corrections, corrections + (m1 - m0), kernel.correction(0));
@@ -293,13 +298,17 @@ struct LinearJob final : Job {
   }
 };
 
+const Kernel& for_depth(const Kernel& kernel, int64_t k) { return kernel.shallow && k < kShallow ? *kernel.shallow : kernel; }
+
 }  // namespace
 
-size_t packed_bytes(const Kernel& kernel, int64_t n, int64_t k) {
+size_t packed_bytes(const Kernel& any, int64_t n, int64_t k) {
+  const Kernel& kernel = for_depth(any, k);
   return static_cast<size_t>(panel_bytes(kernel, n, k) + round_up(n, kernel.nv) * 4);
 }
 
-void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t k, void* packed) {
+void pack(const Kernel& any, const int8_t* b, int64_t ldb, int64_t n, int64_t k, void* packed) {
+  const Kernel& kernel = for_depth(any, k);
   const int64_t kp = round_up(k, kernel.kr), kr = kernel.kr;
   std::memset(packed, 0, packed_bytes(kernel, n, k));
   int32_t* sums = const_cast<int32_t*>(column_sums(kernel, packed, n, k));
@@ -309,7 +318,7 @@ void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t
       int8_t* panel = static_cast<int8_t*>(packed) + j0 * kp + (j - j0) * kr;
       int32_t sum = 0;
       for (int64_t i = 0; i < k; ++i) {
-        panel[i / kr * cols * kr + i % kr] = b[j * ldb + i];
+        panel[i / kr * cols * kr + i % kr] = static_cast<int8_t>(b[j * ldb + i] ^ kernel.weight_flip);
         sum += b[j * ldb + i];
       }
       sums[j] = sum;
@@ -317,24 +326,27 @@ void pack(const Kernel& kernel, const int8_t* b, int64_t ldb, int64_t n, int64_t
   });
 }
 
-void unpack(const Kernel& kernel, const void* packed, int64_t n, int64_t k, int8_t* b) {
+void unpack(const Kernel& any, const void* packed, int64_t n, int64_t k, int8_t* b) {
+  const Kernel& kernel = for_depth(any, k);
   const int64_t kp = round_up(k, kernel.kr), kr = kernel.kr;
   parallel_for(ceil_div(n, kernel.nr), [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * kernel.nr; j < std::min(n, end * kernel.nr); ++j) {
       const int64_t j0 = j / kernel.nr * kernel.nr, cols = panel_columns(kernel, n, j0);
       const int8_t* panel = static_cast<const int8_t*>(packed) + j0 * kp + (j - j0) * kr;
-      for (int64_t i = 0; i < k; ++i) b[j * k + i] = panel[i / kr * cols * kr + i % kr];
+      for (int64_t i = 0; i < k; ++i) b[j * k + i] = static_cast<int8_t>(panel[i / kr * cols * kr + i % kr] ^ kernel.weight_flip);
     }
   });
 }
 
-void matmul(const Kernel& kernel, int64_t m, int64_t n, int64_t k, const int8_t* a, int64_t lda, const void* packed, int32_t* out,
+void matmul(const Kernel& any, int64_t m, int64_t n, int64_t k, const int8_t* a, int64_t lda, const void* packed, int32_t* out,
             int64_t ldo) {
+  const Kernel& kernel = for_depth(any, k);
   const Shape s{m, n, k};
   run(kernel, s, MatmulJob(kernel, s, a, lda, packed, out, ldo), packed);
 }
 
-void linear(const Kernel& kernel, const LinearArgs& args) {
+void linear(const Kernel& any, const LinearArgs& args) {
+  const Kernel& kernel = for_depth(any, args.k);
   const Shape s{args.m, args.n, args.k};
   run(kernel, s, LinearJob(kernel, args), args.packed);
 }

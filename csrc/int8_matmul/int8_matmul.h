@@ -74,6 +74,13 @@ struct Kernel {
                         float* scales) = nullptr;
   void (*activate)(float* y, int64_t rows, int cols, int64_t ld, Activation activation) = nullptr;  // there with `linear`
 
+  // For `linear` on rows in a form of the kernel's own: bytes behind the elements of a row, what is xor-ed to packed weights, and a
+  // function that brings rows into that form. Perhaps 0, 0 and null.
+  int row_extra = 0;
+  uint8_t weight_flip = 0;
+  void (*encode_rows)(void* rows, int64_t stride, int64_t count, int64_t kp, bool beyond_int8) = nullptr;
+  const Kernel* shallow = nullptr;  // takes the place of this kernel where k < kShallow
+
   // What the tile sums too much, in units of the column sum.
   int32_t correction(int32_t zero_point) const { return a_size == 2 ? 0 : a_signed ? zero_point : 128 + zero_point; }
 };
@@ -94,6 +101,8 @@ static PC_INLINE int next_rows(int64_t left) {
   const int64_t tiles = (left + 5) / 6;
   return static_cast<int>((left + tiles - 1) / tiles);
 }
+
+inline constexpr int64_t kShallow = 128;
 
 // From this many rows on, widening a panel costs less than widening in every tile.
 inline constexpr int64_t kWidenRows = 24;

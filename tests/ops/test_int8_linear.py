@@ -79,6 +79,36 @@ def test_integers_are_exact_across_blocks_and_panels(m, n, k, activation, kernel
     assert torch.equal(y, expected.relu() if activation else expected)
 
 
+ROWS = {
+    "narrow": lambda m, k: torch.randn(m, k) * 12,
+    "bell": lambda m, k: torch.randn(m, k) * 40,
+    "heavy tails": lambda m, k: torch.randn(m, k) ** 5 * 2,
+    "two values": lambda m, k: torch.randint(0, 2, (m, k)) * 254.0 - 127,
+    "edges": lambda m, k: torch.tensor([0.0, 1, -1, 31, 32, -32, 63, 64, -64, 126, 127, -127])[torch.randint(12, (m, k))],
+    "mixed": lambda m, k: torch.randn(m, k) * torch.tensor([12.0, 12, 12, 12, 40, 1e4])[torch.randint(6, (m, 1))],
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("zero_point", [None, 0, 100, -128])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 48, 260), (5, 35, 128), (23, 20, 129), (130, 17, 515)])
+def test_integers_are_exact_for_rows_of_every_kind(m, n, k, rows, zero_point, kernel):
+    """The AVX2 kernel stores rows as bytes whose products cannot saturate, with corrections, or as int16: by their values."""
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    weight[0], weight[1], weight[2] = 127, -127, -128  # the sums that saturate first
+    low = -127 if zero_point is None else -128 - zero_point
+    high = 127 if zero_point is None else 127 - zero_point
+    q = ROWS[rows](m, k).round().clamp(low, high).long()
+    quantization = {}
+    if zero_point is None:
+        q[:, -1] = 127  # the largest value of each row: its scale is 2**-5 exactly
+    else:
+        quantization = {"x_scale": 2.0**-5, "x_zero_point": zero_point}
+    y = int8_linear(q * 2.0**-5, weight, torch.full((n,), 2.0**-2), kernel=kernel, **quantization)
+    assert torch.equal(y, (q @ weight.long().T).float() * 2.0**-7)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_rounds_half_to_even(kernel):
     halves = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 127.0]])
