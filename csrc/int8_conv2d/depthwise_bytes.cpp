@@ -186,7 +186,7 @@ struct DepthwiseBytes {
 }  // namespace
 
 bool depthwise_bytes(const Kernel& kernel, const Args& a, const Image* images, bool parallel, std::atomic<bool>* poisoned) {
-  if (a.x_channels_last ? !kernel.pixels : !kernel.planes || !Taps::fit(a.shape)) return false;
+  if (a.x_channels_last ? !kernel.pixels || !kernel.pixels->depthwise : !kernel.planes || !Taps::fit(a.shape)) return false;
   const DepthwiseBytes job(kernel, a);
   if (a.x_channels_last)
     job.pixels(images, parallel, poisoned);

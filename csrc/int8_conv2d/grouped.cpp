@@ -34,12 +34,13 @@ struct Grouped {
         sink(kernel_, args),
         oh(args.shape.out_h()),
         ow(args.shape.out_w()),
-        quads(args.shape.c / args.shape.groups / 4) {}
+        quads(args.shape.c / args.shape.groups / kernel_.gemm->kr) {}
 
   int64_t steps() const { return s.taps() * quads; }
   int64_t cols() const { return (ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1; }
   int64_t in_rows(int64_t rows) const { return (rows - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1; }
-  int64_t row_bytes() const { return Band::row_bytes(cols(), s.c); }
+  int64_t pixel_bytes() const { return s.c * gemm.a_size; }
+  int64_t row_bytes() const { return Band::row_bytes(cols(), pixel_bytes()); }
 
   // Dwords [set][step][lane] out of the packed ones, and which dword of a pixel each lane takes at each of `quads` steps.
   void weights(int32_t* w, int32_t* index) const {
@@ -53,8 +54,11 @@ struct Grouped {
       for (int64_t t = 0; t < s.taps(); ++t)
         for (int64_t i = 0; i < quads; ++i)
           for (int64_t col = 0; col < layout.cols; ++col) {
-            const int64_t k = layout.position(s, t, (col / group_cols * quads + i) * 4);
-            std::memcpy(w + ((set * s.taps() + t) * quads + i) * kLanes + col, packed + (k / 4 * gemm.nv + col) * 4, 4);
+            const int64_t k = layout.position(s, t, (col / group_cols * quads + i) * gemm.kr);
+            const char* from = packed + (k / gemm.kr * gemm.nv + col) * gemm.kr;
+            int32_t* to = w + ((set * s.taps() + t) * quads + i) * kLanes + col;
+            const int16_t wide[2] = {static_cast<signed char>(from[0]), static_cast<signed char>(from[1])};
+            std::memcpy(to, gemm.a_size == 2 ? static_cast<const void*>(wide) : from, 4);
           }
     }
   }
@@ -65,9 +69,9 @@ struct Grouped {
     static thread_local Scratch band_memory;
     const int64_t row = row_bytes(), rows = in_rows(y1 - y0);
     char* data = static_cast<char*>(band_memory.get(static_cast<size_t>(rows * row)));
-    fill_band(kernel, a, n, image, parallel, {data, row, s.c, y0 * s.stride_h - s.pad_h, -s.pad_w, rows, cols()}, poisoned);
+    fill_band(kernel, a, n, image, parallel, {data, row, pixel_bytes(), y0 * s.stride_h - s.pad_h, -s.pad_w, rows, cols()}, poisoned);
     std::vector<int64_t> taps;
-    for (int64_t t = 0; t < s.taps(); ++t) taps.push_back(t / s.kw * s.dilation_h * row + t % s.kw * s.dilation_w * s.c);
+    for (int64_t t = 0; t < s.taps(); ++t) taps.push_back(t / s.kw * s.dilation_h * row + t % s.kw * s.dilation_w * pixel_bytes());
     const int32_t correction = gemm.correction(a.dynamic ? 0 : a.x_zero_point);
     maybe_parallel(parallel, layout.sets, [&](int64_t begin, int64_t end) {
       static thread_local Scratch strip_memory;
@@ -77,8 +81,8 @@ struct Grouped {
         int32_t offsets[kLanes] = {};
         for (int64_t i = 0; i < layout.cols; ++i)
           offsets[i] = static_cast<int32_t>(static_cast<uint32_t>(weight_sums(a, layout)[col + i]) * static_cast<uint32_t>(correction));
-        GroupedPixels p{data + set * layout.channels,
-                        s.stride_w * s.c,
+        GroupedPixels p{data + set * layout.channels * gemm.a_size,
+                        s.stride_w * pixel_bytes(),
                         taps.data(),
                         s.taps(),
                         quads,
@@ -107,9 +111,9 @@ struct Grouped {
 
 bool grouped_applies(const Kernel& kernel, const Args& a) {
   const Shape& s = a.shape;
-  if (!kernel.pixels || s.groups == 1 || is_depthwise(s) || s.c / s.groups % 4) return false;
+  if (!kernel.pixels || s.groups == 1 || is_depthwise(s) || s.c / s.groups % kernel.gemm->kr) return false;
   const Layout layout(*kernel.gemm, s);
-  return layout.cols <= kLanes && layout.channels <= 64;  // what one shuffle of dwords reaches
+  return layout.cols <= kLanes && layout.channels <= (kernel.gemm->a_size == 2 ? 16 : 64);  // what one shuffle of dwords reaches
 }
 
 // Worth it where merged groups would multiply zeros.

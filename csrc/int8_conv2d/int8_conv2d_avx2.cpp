@@ -192,6 +192,7 @@ PC_TARGET_END
 
 }  // namespace
 
+extern const PixelKernel kPixelsAvx2;
 extern const Kernel kAvx2;
 const Kernel kAvx2 = {"avx2",
                       Isa::avx2,
@@ -212,7 +213,10 @@ const Kernel kAvx2 = {"avx2",
                       winograd_input<int16_t>,
                       winograd_weight,
                       winograd_tile,
-                      winograd_output};
+                      winograd_output,
+                      nullptr,
+                      nullptr,
+                      &kPixelsAvx2};
 
 }  // namespace pycompress::int8_conv2d
 #endif

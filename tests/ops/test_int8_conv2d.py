@@ -159,11 +159,13 @@ def has_planes(case, kernel):
 
 
 def has_grouped(case, kernel):
-    """As many groups as fill 16 output channels, with all their inputs in 64 bytes."""
+    """As many groups as fill 16 output channels, with all their inputs in 64 bytes (AVX2: 32 bytes of int16)."""
     _, c, _, _, o, _, _, _, _, groups = case
     merged = max(m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or o // groups * m <= 16))
-    small = o // groups * merged <= 16 and c // groups * merged <= 64
-    return kernel == "avx512_vnni" and groups > 1 and c // groups % 4 == 0 and small
+    if kernel not in ("avx512_vnni", "avx2") or groups == 1 or o == groups == c:
+        return False
+    step, most = (4, 64) if kernel == "avx512_vnni" else (2, 16)
+    return c // groups % step == 0 and o // groups * merged <= 16 and c // groups * merged <= most
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
