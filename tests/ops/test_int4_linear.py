@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 
@@ -247,7 +248,8 @@ def test_shapes_and_strides(mode, kernel):
         return int4_linear(x, *tensors, bias, kernel=kernel, **SIMPLE, **mode)
 
     y = call(x)
-    same = torch.equal if kernel != "reference" else torch.allclose
+    # torch's float products differ in their last bits between one row and many.
+    same = torch.equal if kernel != "reference" else functools.partial(torch.allclose, atol=1e-5)
     assert same(call(x.view(2, 3, 4, 30)), y.view(2, 3, 4, 10))
     assert same(call(x[0]), y[0])
     assert same(call(x[::3]), y[::3])
