@@ -129,10 +129,16 @@ def _case(case, index, workers, baseline, macs, peaks, args) -> list[dict[str, A
     times: dict[str, list[float]] = {name: [] for name in live}
     clocks = []
     for _ in range(args.rounds):
-        for name, worker in live.items():
+        for name, worker in list(live.items()):
             answer = worker.ask({"seconds": args.seconds})
+            if "failed" in answer:
+                print(f"  {name:34s} given up: {answer['failed']}")
+                del live[name], times[name]
+                continue
             times[name].append(answer["time"])
             clocks.append(answer["ghz"])
+    if baseline not in live:
+        raise SystemExit(f"{case['name']}: the baseline {baseline} did not run")
     clock = statistics.median(clocks) if all(clocks) else None
     rows = []
     for name, values in times.items():

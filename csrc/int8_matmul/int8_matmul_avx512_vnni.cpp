@@ -8,6 +8,12 @@
 #include "core/half_simd.h"
 #include "int8_matmul/int8_matmul.h"
 
+#if defined(__GNUC__)
+#define PC_LAMBDA_INLINE __attribute__((always_inline))
+#else
+#define PC_LAMBDA_INLINE
+#endif
+
 namespace pycompress::int8_matmul {
 namespace {
 
@@ -37,29 +43,44 @@ float amax(const float* x, int64_t k) {
 }
 
 void range(const float* x, int64_t k, float* low, float* high) {
-  __m512 lo = _mm512_setzero_ps(), hi = lo;
-  for (int64_t i = 0; i < k; i += 16) {
-    const __m512 v = _mm512_maskz_loadu_ps(first(k - i), x + i);
-    lo = _mm512_min_ps(lo, v);
-    hi = _mm512_max_ps(hi, v);
+  __m512 lo[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, hi[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m512 y = _mm512_loadu_ps(x + i + 16 * v);
+      lo[v] = _mm512_min_ps(lo[v], y);
+      hi[v] = _mm512_max_ps(hi[v], y);
+    }
+  for (; i < k; i += 16) {
+    const __m512 y = _mm512_maskz_loadu_ps(first(k - i), x + i);
+    lo[0] = _mm512_min_ps(lo[0], y);
+    hi[0] = _mm512_max_ps(hi[0], y);
   }
-  *low = _mm512_reduce_min_ps(lo), *high = _mm512_reduce_max_ps(hi);
+  *low = _mm512_reduce_min_ps(_mm512_min_ps(lo[0], lo[1])), *high = _mm512_reduce_max_ps(_mm512_max_ps(hi[0], hi[1]));
+}
+
+// Packing works in 128-bit lanes: dword 4 i + j of the packed vector belongs at 4 j + i.
+PC_INLINE __m512i in_order(__m512i packed) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), packed);
 }
 
 void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero_point, int quant_min, void* dst) {
   uint8_t* d = static_cast<uint8_t*>(dst);
   const __m512 inv = _mm512_set1_ps(inverse), lo = _mm512_set1_ps(static_cast<float>(quant_min - zero_point)),
                hi = _mm512_set1_ps(static_cast<float>(127 - zero_point));
-  const __m512i offset = _mm512_set1_epi32(128 + zero_point);
+  const __m512i offset = _mm512_set1_epi32(128 + zero_point), offset16 = _mm512_set1_epi16(static_cast<int16_t>(128 + zero_point));
+  const auto quantize = [&](__m512 y) PC_LAMBDA_INLINE {  // NaN ends as lo
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(y, inv), lo), hi));
+  };
   int64_t i = 0;
-  for (; i + 16 <= k; i += 16) {
-    const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + i), inv);
-    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);  // NaN ends as lo
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(d + i), _mm512_cvtepi32_epi8(q));
+  for (; i + 64 <= k; i += 64) {  // 0 to 255 after the offset: packing saturates nothing
+    const __m512i low = _mm512_packs_epi32(quantize(_mm512_loadu_ps(x + i)), quantize(_mm512_loadu_ps(x + i + 16)));
+    const __m512i high = _mm512_packs_epi32(quantize(_mm512_loadu_ps(x + i + 32)), quantize(_mm512_loadu_ps(x + i + 48)));
+    _mm512_storeu_si512(d + i, in_order(_mm512_packus_epi16(_mm512_add_epi16(low, offset16), _mm512_add_epi16(high, offset16))));
   }
   for (; i < kp; i += 16) {
-    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
-    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lo), hi)), offset);
+    const __m512i q = _mm512_add_epi32(quantize(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i)), offset);
     _mm_mask_storeu_epi8(d + i, first(kp - i), _mm512_cvtepi32_epi8(q));
   }
 }
@@ -69,8 +90,6 @@ void quantize_row(const float* x, int64_t k, int64_t kp, float inverse, int zero
 PC_INLINE __m512i quantize16(const float* x, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse)); }
 
 void quantize_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t kp, void* dst, int64_t stride, float* scales) {
-  // Packing works in 128-bit lanes: dword 4 i + j of the packed vector belongs at 4 j + i.
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
   uint8_t* d = static_cast<uint8_t*>(dst);
   for (int64_t r = 0; r < rows; ++r, x += ldx, d += stride) {
@@ -81,8 +100,7 @@ void quantize_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t
     for (; i + 64 <= k; i += 64) {
       const __m512i low = _mm512_packs_epi32(quantize16(x + i, inv), quantize16(x + i + 16, inv));
       const __m512i high = _mm512_packs_epi32(quantize16(x + i + 32, inv), quantize16(x + i + 48, inv));
-      const __m512i q = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
-      _mm512_storeu_si512(d + i, _mm512_xor_si512(q, offset));
+      _mm512_storeu_si512(d + i, _mm512_xor_si512(in_order(_mm512_packs_epi16(low, high)), offset));
     }
     for (; i < kp; i += 16) {
       const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first(k - i > 0 ? k - i : 0), x + i), inv);
