@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-ISAS = ("avx512_vnni", "avx2", "scalar")
+ISAS = ("avx512_vnni", "avx_vnni", "avx2", "scalar")
 
 
 def layers():

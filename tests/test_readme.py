@@ -39,7 +39,7 @@ def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "x": loader[0][0],
         "make_model": lambda: Net(16),
     }
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert "int8" in capsys.readouterr().out
