@@ -27,6 +27,7 @@ TABLE: dict[str, dict[str, tuple[float, float]]] = {
     # depthwise; with more channels in a depthwise one, quantizing its input costs more than its few products save), dynamic, one thread
     # of a Zen 4: python benchmarks/crossover.py.
     "avx512_vnni": {"linear": (65536, math.inf), "convolution": (576, math.inf), "depthwise": (0, 576)},
+    "avx_vnni": {"linear": (4096, math.inf), "convolution": (576, math.inf), "depthwise": (0, 1152)},  # Emerald Rapids
     "avx2": {"linear": (131072, math.inf), "convolution": (576, math.inf), "depthwise": (0, 576)},
     "scalar": {"linear": NEVER, "convolution": NEVER, "depthwise": NEVER},
     "reference": {"linear": NEVER, "convolution": NEVER, "depthwise": NEVER},
