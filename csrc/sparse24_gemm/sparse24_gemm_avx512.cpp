@@ -92,7 +92,8 @@ PC_INLINE void columns_step(const float* xt, const uint8_t* panel, int64_t block
     uint32_t index[O];
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) std::memcpy(&index[o], panel + 64 * kNr + 4 * o, 4);
-#pragma GCC unroll 8                                                         // short loops in loops: with branches they took 12 % longer
+    // Unrolled whole: with the branches of short loops in loops it took 4 % longer on Emerald Rapids.
+#pragma GCC unroll 8
     for (int g = 0; g < 8; ++g, xt += 2 / Kept * 4 * kCols, w += 2 * kNr) {  // two values, of one group or of two
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
