@@ -3,7 +3,8 @@
 from .affine import dequantize_affine, fake_quantize_affine, quantize_affine, quantize_weight, symmetric_scale
 from .int4 import dequantize_int4, quantize_weight_int4
 from .int4_linear import int4_linear, int4_linear_reference
-from .int8_conv2d import int8_conv2d, int8_conv2d_reference
+from .int8_conv2d import int8_conv2d
+from .int8_conv2d_reference import int8_conv2d_reference
 from .int8_linear import int8_linear, int8_linear_reference
 from .int8_matmul import int8_matmul, int8_matmul_reference
 from .int8_sparse24_conv2d import int8_sparse24_conv2d, int8_sparse24_conv2d_reference

@@ -10,10 +10,11 @@ from .activation import ACTIVATE, check_activation
 from .affine import symmetric_scale
 from .cuda import sparse24_conv2d as cuda_conv2d
 from .cuda.extension import NAME as CUDA
-from .int8_conv2d import _memory_format, int8_conv2d_reference
+from .int8_conv2d_reference import int8_conv2d_reference
 from .int8_linear import check_activation_quantization, check_weight
 from .int8_sparse24_linear import OP
 from .library import define, tracing
+from .memory_format import memory_format_of
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_conv2d import Pair, check_image, output_size, padded
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
@@ -147,7 +148,7 @@ def _run(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, patt
             x, weight, scale, bias, stride=stride, padding=padding, dilation=dilation, x_scale=x_scale, activation=activation
         )
     h, w = output_size(x, kernel_size, stride, padding, dilation, "int8_sparse24_conv2d")
-    memory_format = _memory_format(x)
+    memory_format = memory_format_of(x)
     if kernel == CUDA:
         out = torch.empty(b, o, h, w, dtype=x.dtype, device=x.device, memory_format=memory_format)
         return cuda_conv2d.int8_conv2d(x.detach(), packed, scale, bias, out, kernel_size, stride, padding, dilation, x_scale, activation)
@@ -181,7 +182,7 @@ def _run(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, patt
 
 def _fake(x, packed, scale, bias, o, kernel_size, stride, padding, dilation, pattern, x_scale, activation, kernel):
     shape = (x.shape[0], o, *output_size(x, kernel_size, stride, padding, dilation, "int8_sparse24_conv2d"))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
 _op = define(

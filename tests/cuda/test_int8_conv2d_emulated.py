@@ -14,12 +14,8 @@ from support.guard import guarded
 from pycompress.ops.affine import quantize_affine
 from pycompress.ops.cuda import extension
 from pycompress.ops.cuda.int8_conv2d import CONFIGS, choose, conv2d, layout, pack, packed_bytes, unpack
-from pycompress.ops.int8_conv2d import (
-    Requantization,
-    _suggests_channels_last,
-    int8_conv2d_reference,
-    make_geometry,
-)
+from pycompress.ops.int8_conv2d import Requantization, int8_conv2d_reference, make_geometry
+from pycompress.ops.memory_format import suggests_channels_last
 
 # n, c, h, w, o, (kh, kw), stride, padding, dilation, groups
 CASES = {
@@ -76,11 +72,11 @@ def make(case, dtype=torch.float32, seed=0):
 
 def run(x, weight, scale, bias=None, *, config=None, splits=None, x_scale=None, x_zero_point=None, activation=None, residual=None,
         stride, padding, dilation, groups, **after):  # fmt: skip
-    """The kernels, called as ops/int8_conv2d.py calls them."""
+    """The kernels, called as ops/int8_conv2d_dispatch.py calls them."""
     geometry = make_geometry("test", weight.shape, stride, padding, dilation, groups)
     out_dtype = torch.int8 if "out_scale" in after else after.pop("out_dtype", torch.float32 if x.dtype == torch.int8 else x.dtype)
     requantization = Requantization(out_dtype, **after)
-    channels_last = _suggests_channels_last(x)
+    channels_last = suggests_channels_last(x)
     return conv2d(
         x, guarded(pack(weight, groups)), scale, bias, residual, geometry, x_scale, x_zero_point, *requantization[:-1],
         activation or "none", out_size=geometry.out_size(*x.shape[2:]), channels_last=channels_last,
