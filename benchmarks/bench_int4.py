@@ -8,6 +8,7 @@ Activations are random normal, weights and bias those of a fresh nn.Linear; the 
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from typing import Any
@@ -37,20 +38,25 @@ CASES = [
 ]
 
 
+def copies(layer, count: int) -> list[Any]:
+    """The layer and equal ones in other memory, which is all that "cold" asks for and takes less time than as many different ones."""
+    return [layer, *(copy.deepcopy(layer) for _ in range(count - 1))]
+
+
 @functools.lru_cache(maxsize=1)
-def _layers(m: int, k: int, n: int, layers: int) -> tuple[torch.Tensor, list[nn.Linear]]:
+def _inputs(m: int, k: int, n: int) -> tuple[torch.Tensor, nn.Linear]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.randn(m, k), [nn.Linear(k, n).requires_grad_(False) for _ in range(layers)]
+        return torch.randn(m, k), nn.Linear(k, n).requires_grad_(False)
 
 
-def inputs(case: dict[str, Any]) -> tuple[torch.Tensor, list[nn.Linear]]:
-    return _layers(case["m"], case["k"], case["n"], case["layers"])
+def inputs(case: dict[str, Any]) -> tuple[torch.Tensor, nn.Linear]:
+    return _inputs(case["m"], case["k"], case["n"])
 
 
 def expected(case: dict[str, Any]) -> torch.Tensor:
-    x, layers = inputs(case)
-    return layers[0](x)
+    x, layer = inputs(case)
+    return layer(x)
 
 
 def macs(case: dict[str, Any]) -> float:
@@ -64,17 +70,14 @@ def in_turn(functions):
 
 
 def torch_fp32(case):
-    x, layers = inputs(case)
-    return in_turn([functools.partial(layer, x) for layer in layers])
+    x, layer = inputs(case)
+    return in_turn([functools.partial(layer, x) for layer in copies(layer, case["layers"])])
 
 
 def torch_bf16(case):
     """Half the bytes of fp32, for the memory-bound cases."""
-    x, layers = inputs(case)
-    half = [nn.Linear(case["k"], case["n"]).bfloat16().requires_grad_(False) for _ in layers]
-    for layer, source in zip(half, layers, strict=True):
-        layer.load_state_dict(source.state_dict())
-    x = x.bfloat16()
+    x, layer = inputs(case)
+    half, x = copies(copy.deepcopy(layer).bfloat16(), case["layers"]), x.bfloat16()
     return in_turn([lambda layer=layer: layer(x) for layer in half])
 
 
@@ -82,7 +85,7 @@ def torch_int4(case):
     """PyTorch's own int4 weight-only kernel, bfloat16 activations, groups of 128 (private: this is what torchao calls on CPUs)."""
     from pycompress.ops.int4 import quantize_weight_int4, unpack_nibbles
 
-    x, layers = inputs(case)
+    x, linear = inputs(case)
     x, k = x.bfloat16(), case["k"]
 
     def pack(layer):
@@ -92,7 +95,7 @@ def torch_int4(case):
         qparams = torch.stack((scale.T, torch.zeros_like(scale.T)), dim=-1).contiguous().bfloat16()
         return packed, qparams, layer.bias.bfloat16()
 
-    packs = [pack(layer) for layer in layers]
+    packs = copies(pack(linear), case["layers"])
     return in_turn([lambda p=p: torch._weight_int4pack_mm_for_cpu(x, p[0], 128, p[1]) + p[2] for p in packs])
 
 
@@ -100,9 +103,9 @@ def ours(kernel: str | None = None, layer_type: str = "Int8Linear", **options):
     def build(case):
         from pycompress import nn as compressed
 
-        x, layers = inputs(case)
+        x, layer = inputs(case)
         kind = compressed.Int4Linear if "group_size" in options else getattr(compressed, layer_type)
-        quantized = [kind.from_float(layer, **options) for layer in layers]
+        quantized = copies(kind.from_float(layer, **options), case["layers"])
         if kernel and quantized[0].kernel != kernel:
             raise RuntimeError(f"kernel {quantized[0].kernel} runs instead of {kernel}")
         return in_turn([functools.partial(layer, x) for layer in quantized])

@@ -4,6 +4,7 @@
 
 #include "core/scratch.h"
 #include "int8_conv2d/layout.h"
+#include "int8_conv2d/tiles.h"
 
 namespace pycompress::int8_conv2d {
 namespace {
@@ -65,6 +66,47 @@ struct Direct {
     });
   }
 
+  // rows[segment][r]: where the pixels at `offsets` begin.
+  void point(const Band& band, const char* base, const int64_t* offsets, int height, const void** rows) const {
+    for (int64_t t = 0, i = 0; t < layout.segments; ++t) {
+      const int64_t ky = layout.rows ? t : t / s.kw, kx = layout.rows ? 0 : t % s.kw;
+      const char* segment = base + ky * s.dilation_h * band.row_stride + kx * s.dilation_w * band.pixel_stride;
+      for (int r = 0; r < height; ++r) rows[i++] = segment + offsets[r];
+    }
+  }
+
+  // Whether the kernel's tiles can finish these results.
+  bool finishes() const {
+    return kernel.tiles && a.out_channels_last && kernel.tiles->takes(a.activation) && (a.out_type == Element::i8 || sink.is_plain()) &&
+           (!a.residual || a.residual_type == Element::i8);
+  }
+
+  void compute_finished(int64_t n, int64_t first_pixel, const Band& band, const int64_t* offsets, int64_t p0, int64_t p1, int64_t set,
+                        const int8_t* b, int64_t col, int64_t used, float image_scale) const {
+    static thread_local Scratch pointer_memory;
+    const void** rows = pointer_memory.get<const void*>(static_cast<size_t>(layout.segments * gemm.mr));
+    Finish f{};
+    const int32_t* sums = weight_sums(a, layout) + col;
+    const int32_t correction = gemm.correction(a.dynamic ? 0 : a.x_zero_point);
+    for (int64_t i = 0; i < used; ++i) {
+      f.extra[i] = static_cast<int32_t>(static_cast<uint32_t>(sums[i]) * static_cast<uint32_t>(correction));
+      f.scale[i] = image_scale * a.scale[col + i];
+      f.bias[i] = a.bias ? a.bias[col + i] : 0.0f;
+    }
+    f.used = static_cast<int>(used), f.channels = s.o, f.activation = a.activation;
+    f.bytes = a.out_type == Element::i8, f.inverse = sink.out_inverse, f.zero_point = a.out_zero_point, f.lowest = a.out_min;
+    f.add = a.residual, f.residual_scale = a.residual_scale, f.residual_zero_point = a.residual_zero_point;
+    const char* base = band.data + set * layout.channels * gemm.a_size;
+    int64_t at = (n * sink.plane + first_pixel + p0) * s.o + col;
+    int height;
+    for (int64_t p = p0; p < p1; p += height, at += height * s.o) {
+      height = int8_matmul::next_rows(p1 - p);
+      point(band, base, offsets + p, height, rows);
+      kernel.tiles->tile(rows, height, static_cast<int>(layout.segments), layout.depth, b, f,
+                         static_cast<char*>(a.out) + at * (f.bytes ? 1 : 4), f.add ? static_cast<const int8_t*>(a.residual) + at : nullptr);
+    }
+  }
+
   // Pixels [p0, p1) of a block, one panel of columns.
   void compute(int64_t n, int64_t first_pixel, const Band& band, const int64_t* offsets, int64_t p0, int64_t p1, int64_t set, int64_t j,
                float image_scale) const {
@@ -78,6 +120,7 @@ struct Direct {
       gemm.widen_panel(b, k * cols, wide);
     }
     const int64_t col = set * layout.cols + j;
+    if (finishes()) return compute_finished(n, first_pixel, band, offsets, p0, p1, set, b, col, used, image_scale);
     float scales[int8_matmul::kMaxMr];
     int32_t corrections[int8_matmul::kMaxMr];
     for (int r = 0; r < gemm.mr; ++r) {
@@ -96,11 +139,7 @@ struct Direct {
       float* y = plain ? sink.plain(n, first_pixel + p, col) : strip;
       for (int64_t m = 0; m < count; m += gemm.mr) {
         const int height = static_cast<int>(std::min<int64_t>(gemm.mr, count - m));
-        for (int64_t t = 0, i = 0; t < layout.segments; ++t) {
-          const int64_t ky = layout.rows ? t : t / s.kw, kx = layout.rows ? 0 : t % s.kw;
-          const char* segment = base + ky * s.dilation_h * band.row_stride + kx * s.dilation_w * band.pixel_stride;
-          for (int r = 0; r < height; ++r) rows[i++] = segment + offsets[p + m + r];
-        }
+        point(band, base, offsets + p + m, height, rows);
         if (wide)
           gemm.tile_wide(rows, height, static_cast<int>(layout.segments), layout.depth, wide, static_cast<int>(cols), acc);
         else

@@ -63,6 +63,7 @@ struct Args {
 
 struct PlaneKernel;
 struct PixelKernel;
+struct TileKernel;
 
 struct Kernel {
   const char* name;
@@ -121,6 +122,7 @@ struct Kernel {
                              int64_t acc_step) = nullptr;
   const PixelKernel* pixels = nullptr;  // depthwise with channels in the lanes (pixels.h)
   const Cost* cost_intel = nullptr;     // instead of `cost` on Intel's cores, where it differs
+  const TileKernel* tiles = nullptr;    // the direct way without sums and floats in memory (tiles.h)
 };
 
 const KernelList<Kernel>& kernels();

@@ -331,6 +331,7 @@ constexpr Kernel::Cost kGoldenCove = {1.0 / 110, 1.0 / 43, 6.2, 5.0, 11.5};
 
 extern const PlaneKernel kPlanesAvx512Vnni;
 extern const PixelKernel kPixelsAvx512Vnni;
+extern const TileKernel kTilesAvx512Vnni;
 extern const Kernel kAvx512Vnni;
 const Kernel kAvx512Vnni = {"avx512_vnni",
                             Isa::avx512_vnni,
@@ -355,7 +356,8 @@ const Kernel kAvx512Vnni = {"avx512_vnni",
                             &kPlanesAvx512Vnni,
                             winograd_tile_pair,
                             &kPixelsAvx512Vnni,
-                            &kGoldenCove};
+                            &kGoldenCove,
+                            &kTilesAvx512Vnni};
 
 }  // namespace pycompress::int8_conv2d
 #endif

@@ -49,7 +49,7 @@ def test_int8_minus_128_is_taken_as_it_is(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", [PLAIN[5], WINOGRAD[1], GROUPED[5], DEPTHWISE[1]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[5], PLAIN[7], WINOGRAD[1], GROUPED[5], DEPTHWISE[1]], ids=name)
 def test_residual(case, layout, kernel):
     x, weight, scale, options = make(case)
     x, scale = x.to(memory_format=layout), scale * 2.0**-6
@@ -66,5 +66,19 @@ def test_residual(case, layout, kernel):
             expected = plain + values if activation is None else getattr(F, activation)(plain + values)
             y = int8_conv2d(x, weight, scale, residual=residual, activation=activation, kernel=kernel, **extra, **options)
             torch.testing.assert_close(y, expected, rtol=2e-6, atol=2e-6 if activation == "silu" else 0)
-        q = int8_conv2d(x, weight, scale, residual=residual, activation="relu", out_scale=4.0, kernel=kernel, **extra, **options)
-        assert torch.equal(q.int(), quantize_affine(F.relu(plain + values), torch.tensor(4.0)))
+        for activation, out_scale in (("relu", 4.0), ("relu6", 0.25)):
+            requantize = {"activation": activation, "out_scale": out_scale}
+            q = int8_conv2d(x, weight, scale, residual=residual, kernel=kernel, **requantize, **extra, **options)
+            assert torch.equal(q.int(), quantize_affine(getattr(F, activation)(plain + values), torch.tensor(out_scale)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+def test_nan_becomes_the_zero_point(kernel, activation):
+    x, weight, scale, options = make(PLAIN[7])
+    bias = torch.zeros(len(scale))
+    bias[3] = math.nan
+    requantize = {"activation": activation, "out_scale": 0.25, "out_zero_point": -9}
+    q = int8_conv2d(x, weight, scale, bias, kernel=kernel, **requantize, **options)
+    plain = int8_conv2d(x, weight, scale, kernel=kernel, **requantize, **options)
+    assert (q[:, 3] == -9).all() and torch.equal(q[:, 4:], plain[:, 4:]) and torch.equal(q[:, :3], plain[:, :3])
