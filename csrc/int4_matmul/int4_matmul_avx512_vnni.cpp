@@ -305,17 +305,19 @@ void group(const Group& g) {
   }
 }
 
+// Row by row: rows of an output are often a multiple of 4 KB apart, so that few of them fit L1 at a time.
 template <Activation kActivation>
 PC_INLINE void store_rows(const float* acc, int64_t rows, int cols, const Epilogue& e, float* out, int64_t ldo) {
-  for (int c = 0; c < cols; c += 16) {
-    const __mmask16 m = first(cols - c);
-    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + c) : _mm512_setzero_ps();
-    for (int64_t r = 0; r < rows; ++r) {
-      const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(acc + r * kNr + c), _mm512_set1_ps(e.row_scale[r]), bias);
+  for (int64_t r = 0; r < rows; ++r, acc += kNr, out += ldo) {
+    const __m512 scale = _mm512_set1_ps(e.row_scale[r]);
+    for (int c = 0; c < cols; c += 16) {
+      const __mmask16 m = first(cols - c);
+      const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + c) : _mm512_setzero_ps();
+      const __m512 y = activate_avx512(_mm512_fmadd_ps(_mm512_load_ps(acc + c), scale, bias), kActivation);
       if (m == 0xffff)
-        _mm512_storeu_ps(out + r * ldo + c, activate_avx512(y, kActivation));
+        _mm512_storeu_ps(out + c, y);
       else
-        _mm512_mask_storeu_ps(out + r * ldo + c, m, activate_avx512(y, kActivation));
+        _mm512_mask_storeu_ps(out + c, m, y);
     }
   }
 }

@@ -6,6 +6,9 @@
 template <int R>
 PC_INLINE void rows_int8(const Group& g, const int8_t* q, int64_t row, const uint8_t* wide, int column, int vectors);
 
+// Bytes between the weights in use and those that are fetched: 16 columns of a group are short runs with gaps, which hardware does not fetch.
+constexpr int64_t kAhead = 8192;
+
 constexpr int kWide = kMaxGroup / 4 * 64;
 
 // Nibbles of 16 columns to bytes: [depth / 4][16 columns][4 k]; columns that do not exist become 0.
@@ -13,6 +16,7 @@ PC_INLINE void unpack(const uint32_t* weight, int64_t depth, int cols, bool both
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i* w = reinterpret_cast<__m256i*>(wide);
   for (int64_t i = 0; i < depth / 8; ++i, w += 4, weight += cols) {
+    _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, _MM_HINT_T0);
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
     const __m256i b = both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 8)) : _mm256_setzero_si256();
     _mm256_store_si256(w, _mm256_and_si256(a, mask));
