@@ -3,6 +3,9 @@
 // Weights are unsigned there (w + 128, up to 255), so a sum of products stays in int16 while the positive values sum up to at most 128 and
 // the negative ones to at least -128. Values of a row lie around zero and are scaled by the largest, so sums beyond that are rare: the
 // values are cut, and the rest goes to a list of further dwords (four values of k, to be multiplied like the others).
+//
+// Rows with few negative values (behind a ReLU or a GELU, or with a zero point) have all their large values on one side. They are shifted
+// down first, by what pairs or quads of their smallest value allow; `shift` times the column sum makes up for it.
 #pragma once
 #include <immintrin.h>
 
@@ -20,6 +23,7 @@ struct RowHead {
   Form form;
   int32_t corrections;
   int32_t offset;  // 128 * sum of the row: what w + 128 adds, in wrapping int32
+  int32_t shift;   // subtracted from every value
   int32_t run;     // so many rows from here on, this one included, are bytes, or are not
 };
 
@@ -60,12 +64,12 @@ PC_INLINE __m256i safe_in_quads(__m256i v) {
   return _mm256_sub_epi8(cut_quads(positive, _mm256_set1_epi8(127)), cut_quads(negative, _mm256_set1_epi8(static_cast<char>(128))));
 }
 
-// What `encode` makes of a row. There is room for `depth` bytes, rounded up to 32, and for two corrections per byte and one vector.
+// What `encode` makes of a row. There is room for its bytes, rounded up to 32, and for two corrections per byte and one vector.
 struct Encoded {
   int8_t* bytes;
   int32_t *at, *four;
   int64_t corrections;
-  int32_t sum;
+  int32_t shift, sum;
 };
 
 PC_INLINE bool is_zero(__m256i v) { return _mm256_testz_si256(v, v); }
@@ -90,17 +94,58 @@ PC_INLINE void append_all(__m256i rest, int64_t i, Encoded& to) {
 
 PC_INLINE __m256i to_bytes(__m256i low, __m256i high) { return _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8); }
 
-// depth is a multiple of 32, values are -255 ... 255, or, unless `beyond_int8`, saturate to -128 ... 127 (NaN is -32768). Corrections are
-// too frequent to be predicted, so they are appended without a branch.
+// The smallest and the largest of `padded` values, a multiple of 32.
+struct Bounds {
+  int least, largest;
+};
+PC_INLINE Bounds bounds(const int16_t* q, int64_t padded) {
+  __m256i least[2], largest[2];
+  for (int v = 0; v < 2; ++v) least[v] = largest[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+  for (int64_t i = 0; i < padded; i += 32)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i + 16 * v));
+      least[v] = _mm256_min_epi16(least[v], y), largest[v] = _mm256_max_epi16(largest[v], y);
+    }
+  const __m256i low = _mm256_min_epi16(least[0], least[1]), high = _mm256_max_epi16(largest[0], largest[1]);
+  const __m128i low8 = _mm_min_epi16(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  const __m128i high8 = _mm_max_epi16(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  // vphminposuw orders unsigned values: from -32768 up, or from 32767 down.
+  const __m128i up = _mm_set1_epi16(-32768), down = _mm_set1_epi16(32767);
+  return {_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(low8, up)), 0) - 32768,
+          32767 - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(high8, down)), 0)};
+}
+
+// What to subtract from values within `b` so that few sums are too large. Zero is the most frequent value; `floor` is what can be added up.
+PC_INLINE int shift_for(Bounds b, int floor, bool beyond_int8) {
+  if (b.least > floor) return b.least - floor;
+  return beyond_int8 && b.largest > 127 && b.largest - b.least <= 255 ? b.largest - 127 : 0;
+}
+
+alignas(32) constexpr int16_t kInside[64] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                             -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+
+// k values, -255 ... 255, or, unless `beyond_int8`, what saturates to -128 ... 127 (NaN is -32768); behind them, up to the next multiple
+// of 32, zeros. Corrections are too frequent to be predicted, so they are appended without a branch.
 template <bool kQuads>
-void encode(const int16_t* q, int64_t depth, bool beyond_int8, Encoded* result) {
+void encode(const int16_t* q, int64_t k, bool beyond_int8, Encoded* result) {
   const __m256i ones = _mm256_set1_epi8(1);
   Encoded to = *result;
   to.corrections = 0;
+  const Bounds b = bounds(q, round_up(k, 32));
+  to.shift = shift_for(b, kQuads ? -32 : -64, beyond_int8);
+  beyond_int8 &= b.largest - to.shift > 127 || b.least - to.shift < -128;
+  const __m256i shift = _mm256_set1_epi16(static_cast<int16_t>(to.shift));
   __m256i sum = _mm256_setzero_si256();
-  for (int64_t i = 0; i < depth; i += 32) {
-    __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i));
-    __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i + 16));
+  for (int64_t i = 0; i < k; i += 32) {
+    __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i)), shift_low = shift;
+    __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i + 16)), shift_high = shift;
+    if (k - i < 32) {  // what lies behind the row stays 0
+      const int16_t* inside = kInside + 32 - (k - i);
+      shift_low = _mm256_and_si256(shift, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inside)));
+      shift_high = _mm256_and_si256(shift, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inside + 16)));
+    }
+    low = _mm256_subs_epi16(low, shift_low), high = _mm256_subs_epi16(high, shift_high);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1)));
     const __m256i v = to_bytes(low, high), safe = kQuads ? safe_in_quads(v) : safe_in_pairs(v), rest = _mm256_sub_epi8(v, safe);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.bytes + i), safe);

@@ -218,8 +218,7 @@ struct LinearJob final : Job {
 
   void load(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const override {
     quantize_all(m0, m1, rows, scales, corrections);
-    if (kernel.encode_rows)
-      kernel.encode_rows(rows, row_stride(kernel, p.k), m1 - m0, round_up(p.k, kernel.kr), p.asymmetric || p.x_zero_point != 0);
+    if (kernel.encode_rows) kernel.encode_rows(rows, row_stride(kernel, p.k), m1 - m0, p.k, p.asymmetric || p.x_zero_point != 0);
   }
   void quantize_all(int64_t m0, int64_t m1, char* rows, float* scales, int32_t* corrections) const {
     const int64_t stride = row_stride(kernel, p.k), kp = round_up(p.k, kernel.kr);

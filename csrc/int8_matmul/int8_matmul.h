@@ -78,7 +78,7 @@ struct Kernel {
   // function that brings rows into that form. Perhaps 0, 0 and null.
   int row_extra = 0;
   uint8_t weight_flip = 0;
-  void (*encode_rows)(void* rows, int64_t stride, int64_t count, int64_t kp, bool beyond_int8) = nullptr;
+  void (*encode_rows)(void* rows, int64_t stride, int64_t count, int64_t k, bool beyond_int8) = nullptr;
   const Kernel* shallow = nullptr;  // takes the place of this kernel where k < kShallow
 
   // What the tile sums too much, in units of the column sum.

@@ -41,13 +41,14 @@ float amax(const float* x, int64_t k) {
 }
 
 void range(const float* x, int64_t k, float* low, float* high) {
-  __m256 lo = _mm256_setzero_ps(), hi = lo;
+  __m256 lo = _mm256_setzero_ps(), hi = lo, lo1 = lo, hi1 = lo;
   int64_t i = 0;
-  for (; i + 8 <= k; i += 8) {
-    const __m256 v = _mm256_loadu_ps(x + i);
-    lo = _mm256_min_ps(lo, v);
-    hi = _mm256_max_ps(hi, v);
+  for (; i + 16 <= k; i += 16) {
+    const __m256 v = _mm256_loadu_ps(x + i), w = _mm256_loadu_ps(x + i + 8);
+    lo = _mm256_min_ps(lo, v), lo1 = _mm256_min_ps(lo1, w);
+    hi = _mm256_max_ps(hi, v), hi1 = _mm256_max_ps(hi1, w);
   }
+  lo = _mm256_min_ps(lo, lo1), hi = _mm256_max_ps(hi, hi1);
   alignas(32) float l[8], h[8];
   _mm256_store_ps(l, lo);
   _mm256_store_ps(h, hi);

@@ -126,11 +126,19 @@ void linear_rows(const char* a, int64_t stride, int64_t depth, const int8_t* b, 
       add_group(c[r][0], c[r][1], reinterpret_cast<const char*>(four + i), load(b + at[i]), load(b + at[i] + 32), ones);
   }
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  int32_t shifted = 0;
+  for (int r = 0; r < R; ++r) shifted |= head(a + r * stride, depth)->shift;
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
     const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32(used - 8 * v), lane);
     const __m256 sb = _mm256_maskload_ps(e.col_scale + 8 * v, m);
     const __m256 bias = e.bias ? _mm256_maskload_ps(e.bias + 8 * v, m) : _mm256_setzero_ps();
+    if (shifted) {
+      const __m256i sums = _mm256_maskload_epi32(e.column_sum + 8 * v, m);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        c[r][v] = _mm256_add_epi32(c[r][v], _mm256_mullo_epi32(sums, _mm256_set1_epi32(head(a + r * stride, depth)->shift)));
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(c[r][v], _mm256_set1_epi32(head(a + r * stride, depth)->offset)));
@@ -212,19 +220,19 @@ Encoded scratch_row(int64_t padded) {
   static thread_local Scratch scratch;
   const int64_t most = 2 * padded + 8;  // more than values of -255 ... 255 need
   int32_t* at = scratch.get<int32_t>(static_cast<size_t>(2 * most + padded / 4));
-  return {reinterpret_cast<int8_t*>(at + 2 * most), at, at + most, 0, 0};
+  return {reinterpret_cast<int8_t*>(at + 2 * most), at, at + most, 0, 0, 0};
 }
 
 // The form that costs least for rows like these, by a few of them: tenths of a cycle per row and panel, as measured on Golden Cove. The end
 // of a list of corrections is rarely predicted.
-Form best_form(const char* rows, int64_t stride, int64_t count, int64_t padded, bool beyond_int8, Encoded* row) {
+Form best_form(const char* rows, int64_t stride, int64_t count, int64_t k, bool beyond_int8, Encoded* row) {
   if (count < kMr) return Form::pairs;  // as fast as memory
   int64_t steps = 0, ends = 0, in_pairs = 0, in_quads = 0;
-  for (int64_t r = 0; r < count; r += std::max<int64_t>(4, count / 4), steps += padded / 8, ++ends) {
+  for (int64_t r = 0; r < count; r += std::max<int64_t>(4, count / 4), steps += ceil_div(k, 8), ++ends) {
     const int16_t* q = reinterpret_cast<const int16_t*>(rows + r * stride);
-    encode<false>(q, padded, beyond_int8, row);
+    encode<false>(q, k, beyond_int8, row);
     in_pairs += row->corrections;
-    encode<true>(q, padded, beyond_int8, row);
+    encode<true>(q, k, beyond_int8, row);
     in_quads += row->corrections;
   }
   const int64_t wide = 56 * steps, as_pairs = 44 * steps + 30 * in_pairs + 150 * ends, as_quads = 36 * steps + 30 * in_quads + 150 * ends;
@@ -232,30 +240,29 @@ Form best_form(const char* rows, int64_t stride, int64_t count, int64_t padded, 
 }
 
 // Leaves the row as it is if the corrections are too many.
-void encode_row(char* row, int64_t depth, Form form, bool beyond_int8, Encoded* encoded) {
-  const int64_t padded = round_up(depth, 32);
+void encode_row(char* row, int64_t k, int64_t depth, Form form, bool beyond_int8, Encoded* encoded) {
   const int16_t* q = reinterpret_cast<const int16_t*>(row);
-  form == Form::quads ? encode<true>(q, padded, beyond_int8, encoded) : encode<false>(q, padded, beyond_int8, encoded);
+  form == Form::quads ? encode<true>(q, k, beyond_int8, encoded) : encode<false>(q, k, beyond_int8, encoded);
   const int64_t list = encoded->corrections * 4;
   if (2 * list > depth) return;
   std::memcpy(row, encoded->bytes, static_cast<size_t>(depth));
   std::memcpy(row + depth, encoded->at, static_cast<size_t>(list));
   std::memcpy(row + depth + list, encoded->four, static_cast<size_t>(list));
   const uint32_t offset = static_cast<uint32_t>(encoded->sum) * 128u;
-  *head(row, depth) = {form, static_cast<int32_t>(encoded->corrections), static_cast<int32_t>(offset), 0};
+  *head(row, depth) = {form, static_cast<int32_t>(encoded->corrections), static_cast<int32_t>(offset), encoded->shift, 0};
 }
 
-void encode_rows(void* rows, int64_t stride, int64_t count, int64_t depth, bool beyond_int8) {
-  const int64_t padded = round_up(depth, 32);
+void encode_rows(void* rows, int64_t stride, int64_t count, int64_t k, bool beyond_int8) {
+  const int64_t depth = round_up(k, kKr), padded = round_up(k, 32);
   char* row = static_cast<char*>(rows);
   Encoded encoded = scratch_row(padded);
   for (int64_t r = 0; r < count; ++r) {
     std::memset(row + r * stride + 2 * depth, 0, static_cast<size_t>(2 * (padded - depth)));
-    *head(row + r * stride, depth) = {Form::wide, 0, 0, 0};  // zeros: perhaps in the padding
+    *head(row + r * stride, depth) = {Form::wide, 0, 0, 0, 0};  // zeros: perhaps in the padding
   }
-  const Form form = best_form(row, stride, count, padded, beyond_int8, &encoded);
+  const Form form = best_form(row, stride, count, k, beyond_int8, &encoded);
   if (form != Form::wide)
-    for (int64_t r = 0; r < count; ++r) encode_row(row + r * stride, depth, form, beyond_int8, &encoded);
+    for (int64_t r = 0; r < count; ++r) encode_row(row + r * stride, k, depth, form, beyond_int8, &encoded);
   for (int64_t r = count - 1; r >= 0; --r) {
     RowHead& h = *head(row + r * stride, depth);
     const RowHead* next = r + 1 < count ? head(row + (r + 1) * stride, depth) : nullptr;

@@ -57,8 +57,8 @@ const Mode kModes[] = {
     {"static with zero point 127", false, false, 0.01f, 127, -128},
 };
 
-// Rows of ordinary values, by m evenly spread, around zero, or close to it but for a few; and rows that are zero, tiny, huge, one-sided or
-// not finite. The AVX2 kernel stores rows in three forms, which it chooses by their values.
+// Rows of ordinary values, by m evenly spread, around zero, or close to it but for a few, where k is odd with one sign; and rows that are
+// zero, tiny, huge, far from zero or not finite. The AVX2 kernel stores rows in three forms, which it chooses by their values.
 void fill(Buffer<float>& x, int64_t m, int64_t k, Random& random) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for (int64_t r = 0; r < m; ++r) {
@@ -71,6 +71,7 @@ void fill(Buffer<float>& x, int64_t m, int64_t k, Random& random) {
     for (int64_t i = 0; i < k; ++i) x[r * k + i] = random.uniform(low, high);
     for (int64_t i = 0; low == -3 && i < k; ++i)
       x[r * k + i] = 3 * std::pow(x[r * k + i] / 3, m % 3 == 0 ? 1.0f : m % 3 == 1 ? 3.0f : 7.0f);
+    for (int64_t i = 0; low == -3 && (r % 11 == 10 || k % 2 == 1) && i < k; ++i) x[r * k + i] = std::fabs(x[r * k + i]);
     if (k > 0 && r % 11 == 7) x[r * k + random.below(k)] = nan;
     if (k > 0 && r % 11 == 8) x[r * k + k - 1] = -inf;
     for (int64_t i = 0; r % 11 == 9 && i < k; ++i) x[r * k + i] = static_cast<float>(random.below(255) - 127) / 2;  // halves: ties
@@ -119,10 +120,10 @@ void layer(const Kernel& kernel, const Kernel& scalar, int64_t m, int64_t n, int
 
 void run() {
   // Around every tile border (rows 1 to 8, columns 8, 16, 64) and depth group (2, 4, 8, 16), primes, empty, several row blocks.
-  const int64_t shapes[][3] = {{1, 1, 1},      {1, 64, 4},     {2, 3, 5},    {3, 8, 8},     {5, 15, 3},      {6, 16, 2},
-                               {7, 17, 63},    {8, 33, 16},    {12, 64, 64}, {13, 65, 31},  {9, 31, 15},     {11, 16, 7},
-                               {4, 130, 257},  {61, 47, 129},  {25, 48, 40}, {100, 200, 7}, {150, 20, 2050}, {23, 20, 515},
-                               {130, 17, 300}, {101, 33, 640}, {0, 3, 4},    {3, 0, 4},     {3, 4, 0}};
+  const int64_t shapes[][3] = {{1, 1, 1},      {1, 64, 4},    {2, 3, 5},       {3, 8, 8},     {5, 15, 3},     {6, 16, 2},     {7, 17, 63},
+                               {8, 33, 16},    {12, 64, 64},  {13, 65, 31},    {9, 31, 15},   {11, 16, 7},    {4, 130, 257},  {61, 47, 129},
+                               {25, 48, 40},   {100, 200, 7}, {150, 20, 2050}, {23, 20, 515}, {130, 17, 300}, {101, 33, 640}, {90, 18, 387},
+                               {85, 20, 1031}, {86, 24, 143}, {0, 3, 4},       {3, 0, 4},     {3, 4, 0}};
   const auto list = parity::usable("int8_matmul", kernels());
   const Kernel& scalar = *list.back();
   parity::expect(scalar.isa == Isa::scalar, "the last kernel is not the scalar one");
