@@ -13,7 +13,7 @@ namespace {
 
 struct LinearPlan {
   static constexpr const char* kName = "int4_linear";
-  static constexpr int kIntegers = 7;  // m, x, ldx, dtype of x and out, packed, bias, out
+  static constexpr int kInput = 1, kIntegers = 7;  // m, x, ldx, dtype of x and out, packed, bias, out
   const int4_matmul::Kernel& kernel;
   int4_matmul::LinearArgs args;
   int64_t work(const int64_t* integers) const { return integers[0] * args.n * args.k; }

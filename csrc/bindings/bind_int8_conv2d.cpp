@@ -17,7 +17,7 @@ namespace {
 
 struct ConvPlan {
   static constexpr const char* kName = "int8_conv2d";
-  static constexpr int kIntegers = 13;  // n, h, w, x, its four strides, packed, scale, bias, residual, out
+  static constexpr int kInput = 3, kIntegers = 13;  // n, h, w, x, its four strides, packed, scale, bias, residual, out
   const int8_conv2d::Kernel& kernel;
   std::string algorithm;
   int8_conv2d::Args args;

@@ -13,7 +13,7 @@ namespace {
 
 struct LinearPlan {
   static constexpr const char* kName = "int8_linear";
-  static constexpr int kIntegers = 8;  // m, x, ldx, dtype of x and out, packed, scale, bias, out
+  static constexpr int kInput = 1, kIntegers = 8;  // m, x, ldx, dtype of x and out, packed, scale, bias, out
   const int8_matmul::Kernel& kernel;
   int8_matmul::LinearArgs args;
   int64_t work(const int64_t* integers) const { return integers[0] * args.n * args.k; }

@@ -16,8 +16,9 @@ pybind11::capsule make_plan(Plan* plan) {
   return pybind11::capsule(plan, Plan::kName, [](void* p) { delete static_cast<Plan*>(p); });
 }
 
-// A Python function (plan, integer, ...) around `run(const Plan&, const int64_t*)`; Plan::kIntegers says how many, and
-// Plan::work(integers) about how many multiply-accumulates: from 64 K on (a microsecond) other Python threads may run meanwhile.
+// A Python function (plan, integer, ...) around `run(const Plan&, const int64_t*)`; Plan::kIntegers says how many, kInput which one
+// is the address of x, and Plan::work(integers) about how many multiply-accumulates: from 64 K on (a microsecond) other Python threads may
+// run meanwhile.
 template <class Plan, void (*run)(const Plan&, const int64_t*)>
 PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   constexpr int64_t kWorthReleasing = 64 * 1024;
@@ -32,8 +33,13 @@ PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     integers[i] = PyLong_AsLongLong(arguments[i + 1]);
     if (integers[i] == -1 && PyErr_Occurred()) return nullptr;
   }
+  const int64_t work = plan->work(integers);
+  if (work > 0 && integers[Plan::kInput] == 0) {  // a ZeroTensor, a tensor subclass
+    PyErr_Format(PyExc_ValueError, "%s: x has no memory of its own, got a tensor whose address is 0", Plan::kName);
+    return nullptr;
+  }
   try {
-    if (plan->work(integers) < kWorthReleasing) {
+    if (work < kWorthReleasing) {
       run(*plan, integers);
     } else {
       pybind11::gil_scoped_release nogil;

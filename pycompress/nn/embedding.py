@@ -112,7 +112,7 @@ class Int8Embedding(_QuantizedEmbedding):
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx)
         self.register_buffer("weight", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(num_embeddings))
+        self.register_buffer("scale", torch.ones(num_embeddings, dtype=torch.float32))
 
     @classmethod
     def from_float(cls, embedding: nn.Embedding) -> Int8Embedding:
@@ -146,7 +146,7 @@ class Int4Embedding(_QuantizedEmbedding):
         self.group_size, self.symmetric = group_size, symmetric
         groups = (num_embeddings, num_groups(embedding_dim, group_size))
         self.register_buffer("weight", torch.zeros(num_embeddings, -(-embedding_dim // 2), dtype=torch.uint8))
-        self.register_buffer("scale", torch.zeros(groups))
+        self.register_buffer("scale", torch.zeros(groups, dtype=torch.float32))
         self.register_buffer("zero_point", None if symmetric else torch.zeros(groups, dtype=torch.uint8))
 
     @classmethod

@@ -58,7 +58,7 @@ class Int4Linear(PackedModule):
         if not symmetric:
             self.canonical["zero_point"] = (torch.uint8, groups)
         self.register_buffer("packed", None, persistent=False)
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
         self._set_canonical({name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in self.canonical.items()})
 
     @classmethod

@@ -87,13 +87,13 @@ class Int8Conv2d(Int8ActivationModule):
         check_activation_quantization(where, depth, 1.0 if static else None, 0 if asymmetric else None)
         self.canonical = {"weight": (torch.int8, self.weight_shape)}
         self.register_buffer("packed", None, persistent=False)
-        self.register_buffer("scale", torch.ones(out_channels))
+        self.register_buffer("scale", torch.ones(out_channels, dtype=torch.float32))
         self.register_static_activation()
         if int8_output:
-            self.register_buffer("out_scale", torch.ones(()))
+            self.register_buffer("out_scale", torch.ones((), dtype=torch.float32))
         if asymmetric_output:
             self.register_buffer("out_zero_point", torch.zeros((), dtype=torch.int32))
-        self.register_buffer("bias", torch.zeros(out_channels) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.float32) if bias else None)
         self._set_canonical({"weight": torch.zeros(self.weight_shape, dtype=torch.int8)})
         self._loaded()
 

@@ -47,9 +47,9 @@ class Int8Linear(Int8ActivationModule):
         self.static, self.asymmetric, self.activation = static, asymmetric, activation or "none"
         self.canonical = {"weight": (torch.int8, (out_features, in_features))}
         self.register_buffer("packed", None, persistent=False)
-        self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self.register_static_activation()
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
         self._set_canonical({"weight": torch.zeros(out_features, in_features, dtype=torch.int8)})
         self._loaded()
 

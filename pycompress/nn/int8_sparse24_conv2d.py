@@ -62,9 +62,9 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
         self.padding, self.dilation = (padding[0], padding[1]), (dilation[0], dilation[1])
         self.static, self.pattern, self.activation = static, pattern, activation or "none"
         self.register_packed(out_channels, depth)
-        self.register_buffer("scale", torch.ones(out_channels))
+        self.register_buffer("scale", torch.ones(out_channels, dtype=torch.float32))
         self.register_static_activation()
-        self.register_buffer("bias", torch.zeros(out_channels) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.float32) if bias else None)
         self.set_empty()
         self._loaded()
 

@@ -51,9 +51,9 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         self.in_features, self.out_features = in_features, out_features
         self.static, self.pattern, self.activation = static, pattern, activation or "none"
         self.register_packed(out_features, in_features)
-        self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self.register_static_activation()
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
         self.set_empty()
         self._loaded()
 

@@ -29,8 +29,8 @@ class _Int8WeightOnly(PackedModule):
     def _register(self, shape: tuple[int, ...], bias: bool) -> None:
         self.canonical = {"weight": (torch.int8, shape)}
         self.register_buffer("packed", None, persistent=False)
-        self.register_buffer("scale", torch.ones(shape[0]))
-        self.register_buffer("bias", torch.zeros(shape[0]) if bias else None)
+        self.register_buffer("scale", torch.ones(shape[0], dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.float32) if bias else None)
         self._set_canonical({"weight": torch.zeros(shape, dtype=torch.int8)})
 
     def _fill(self, layer: nn.Linear | nn.Conv2d, weight: Tensor | None, scale: Tensor | None) -> None:

@@ -71,6 +71,11 @@ class PackedModule(CompressedModule):
             if t is not None and (t.dtype != dtype or tuple(t.shape) != shape):
                 wrong.append(f"{type(self).__name__}: {prefix}{name} must be {dtype} {shape}, got {t.dtype} {tuple(t.shape)}")
         problem = None if missing or wrong else self._canonical_error({name: t for name, t in tensors.items() if t is not None})
+        # Kernels read these as what they are now, whatever load_state_dict(assign=True) would put in their place.
+        for name, buffer in self._buffers.items():
+            given = own.get(prefix + name)
+            if buffer is not None and isinstance(given, Tensor) and given.dtype != buffer.dtype:
+                own[prefix + name] = given.to(buffer.dtype)
         missing_keys.extend(missing)
         error_msgs.extend(wrong if problem is None else [f"{type(self).__name__}: {prefix}{problem}"])
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -128,7 +133,7 @@ class Int8ActivationModule(PackedModule):
         A buffer that is None may only come last: torch.export counts it in the root module's inputs (seen with torch 2.13).
         """
         if self.static:
-            self.register_buffer("x_scale", torch.ones(()))
+            self.register_buffer("x_scale", torch.ones((), dtype=torch.float32))
         else:
             self.x_scale = None
         if self.static and self.asymmetric:

@@ -50,7 +50,7 @@ class Sparse24Conv2d(Sparse24Weight):
         self.padding, self.dilation = (padding[0], padding[1]), (dilation[0], dilation[1])
         self.pattern, self.activation = pattern, activation or "none"
         self.register_packed(out_channels, in_channels * self.kernel_size[0] * self.kernel_size[1])
-        self.register_buffer("bias", torch.zeros(out_channels) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.float32) if bias else None)
         self.set_empty()
 
     @classmethod

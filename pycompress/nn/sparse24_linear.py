@@ -39,7 +39,7 @@ class Sparse24Linear(Sparse24Weight):
         self.in_features, self.out_features = in_features, out_features
         self.pattern, self.activation = pattern, activation or "none"
         self.register_packed(out_features, in_features)
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
         self.set_empty()
 
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +18,25 @@ ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": F.relu6,
     "hardswish": F.hardswish,
 }
+
+
+def activation_gradient(activation: str, before: Tensor, grad: Tensor) -> Tensor:
+    """Gradient at ``before`` of ``ACTIVATE[activation](before)``, for an upstream gradient ``grad``, in torch functions that have
+    gradients of their own: what ``torch.autograd.grad`` would give, which neither second derivatives nor torch.compile allow in a
+    backward pass."""
+    if activation == "relu":
+        return grad * (before > 0)
+    if activation == "relu6":
+        return grad * ((before > 0) & (before < 6))
+    if activation == "silu":
+        s = torch.sigmoid(before)
+        return grad * (s * (1 + before * (1 - s)))
+    if activation == "gelu":
+        density = torch.exp(before * before * -0.5) * (1 / math.sqrt(2 * math.pi))
+        return grad * (0.5 * (1 + torch.erf(before * math.sqrt(0.5))) + before * density)
+    if activation == "hardswish":
+        return grad * torch.where(before < -3, 0, torch.where(before > 3, 1, before / 3 + 0.5))
+    return grad
 
 
 def check_activation(where: str, activation: Any) -> None:

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import ACTIVATE, activation_gradient, check_activation
 from .affine import quantize_affine, symmetric_scale
 from .cuda import int4_int8 as cuda_int4_int8
 from .cuda import weight_only as cuda_weight_only
 from .cuda.extension import NAME as CUDA
 from .cuda.extension import kernel_for
 from .int4 import SYMMETRIC_ZERO_POINT, check_int4, dequantize_int4, int4_error, num_groups, unpack_nibbles
-from .library import define, tracing
+from .library import define, dispatched
 
 
 def int4_linear_reference(
@@ -103,10 +103,11 @@ def int4_linear(
         bias = bias.float().contiguous()
     check_activation("int4_linear", activation)
     name = kernel_for("int4_matmul", x, kernel, "int4_linear")
-    problem = None if tracing() else int4_error(scale, zero_point)
+    through = dispatched(x) or dispatched(weight)
+    problem = None if through else int4_error(scale, zero_point)
     if problem is not None:
         raise ValueError(f"int4_linear: {problem}")
-    pack = _pack_op if tracing() else pack_int4
+    pack = _pack_op if through else pack_int4
     packed = pack(weight, scale, zero_point, k, group_size, name)
     return int4_linear_packed(x, packed, bias, n, k, group_size, zero_point is not None, int8_activations, activation or "none", name)
 
@@ -165,7 +166,7 @@ def int4_linear_packed(
     """``int4_linear`` on a weight from ``pack_int4(..., kernel)``, without checks: for layers, which made the pack."""
     if x.requires_grad and torch.is_grad_enabled():
         return _StraightThrough.apply(x, packed, bias, n, k, group_size, asymmetric, int8_activations, activation, kernel)
-    run = _op if tracing() else _run
+    run = _op if dispatched(x) else _run
     return run(x, packed, bias, n, k, group_size, asymmetric, int8_activations, activation, kernel)
 
 
@@ -176,21 +177,17 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, x, packed, bias, *arguments):
         ctx.save_for_backward(x, packed, bias)
         ctx.arguments = arguments
-        run = _op if tracing() else _run
+        run = _op if dispatched(x) else _run
         return run(x, packed, bias, *arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, bias = ctx.saved_tensors
-        n, k, group_size, asymmetric, int8_activations, activation, kernel = ctx.arguments
-        run = _op if tracing() else _run
+        n, k, group_size, asymmetric, _, activation, kernel = ctx.arguments
         if activation != "none":
-            before = run(x, packed, bias, n, k, group_size, asymmetric, int8_activations, "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
-        dequantize = _dequantize_op if tracing() else dequantize_packed
+            before = int4_linear_packed(x, packed, bias, *ctx.arguments[:-2], "none", kernel)
+            grad = activation_gradient(activation, before, grad)
+        dequantize = _dequantize_op if dispatched(x) else dequantize_packed
         dense = dequantize(packed, n, k, group_size, asymmetric, kernel)
         return (grad.float() @ dense).to(x.dtype), *[None] * (2 + len(ctx.arguments))
 

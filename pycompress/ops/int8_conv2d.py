@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .activation import ACTIVATE, check_activation
+from .activation import activation_gradient, check_activation
 from .int8_conv2d_arguments import (
     Geometry,
     Pair,
@@ -20,7 +20,7 @@ from .int8_conv2d_packing import pack_op, pack_weight, unpack_op, unpack_weight
 from .int8_conv2d_reference import int8_conv2d_reference
 from .int8_linear import check_activation_quantization, check_weight
 from .int8_matmul import kernel_for as matmul_kernel_for
-from .library import tracing
+from .library import dispatched
 from .memory_format import TRACEABLE_MARKS, is_nchw, remember_nchw, view_of
 
 __all__ = [
@@ -96,7 +96,7 @@ def int8_conv2d(
         "int8_conv2d", x, geometry, residual, residual_scale, residual_zero_point, out_scale, out_zero_point, out_dtype
     )
     name = kernel_for(x, kernel, "int8_conv2d")
-    packed = (pack_op if tracing() else pack_weight)(weight, list(geometry), name)
+    packed = (pack_op if dispatched(x) or dispatched(weight) else pack_weight)(weight, list(geometry), name)
     scale = scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
     return int8_conv2d_packed(x, packed, scale, bias, residual, geometry, x_scale, x_zero_point, after, activation or "none", name)
@@ -126,7 +126,7 @@ def int8_conv2d_packed(
         if after.out_scale is not None:
             raise RuntimeError("int8_conv2d: an int8 result has no gradient; detach x, or leave out_scale away while training")
         return _StraightThrough.apply(*arguments)
-    return (op if tracing() else run)(*arguments)
+    return (op if dispatched(x) or (residual is not None and dispatched(residual)) else run)(*arguments)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -136,23 +136,21 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, x, packed, scale, bias, residual, *rest):
         ctx.save_for_backward(x, packed, scale, bias, residual)
         ctx.rest = rest
-        return (op if tracing() else run)(x, packed, scale, bias, residual, *rest)
+        return (op if dispatched(x) else run)(x, packed, scale, bias, residual, *rest)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, scale, bias, residual = ctx.saved_tensors
         geometry, activation, kernel = ctx.rest[0], ctx.rest[-2], ctx.rest[-1]
         if activation != "none":
-            before = (op if tracing() else run)(x, packed, scale, bias, residual, *ctx.rest[:-2], "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
+            rest = (*ctx.rest[:3], Requantization(*ctx.rest[3:-2]), "none", kernel)
+            before = int8_conv2d_packed(x, packed, scale, bias, residual, *rest)
+            grad = activation_gradient(activation, before, grad)
         grad_x = grad_residual = None
         if ctx.needs_input_grad[4]:
             grad_residual = grad.to(residual.dtype)
         if ctx.needs_input_grad[0]:
-            weight = (unpack_op if tracing() else unpack_weight)(packed, x.shape[1], list(geometry), kernel)
+            weight = (unpack_op if dispatched(x) else unpack_weight)(packed, x.shape[1], list(geometry), kernel)
             weight = weight.float() * scale[:, None, None, None]
             stride, padding, dilation, groups = Geometry(*geometry).arguments()
             grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad.float(), stride, padding, dilation, groups).to(x.dtype)

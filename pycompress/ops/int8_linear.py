@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import ACTIVATE, activation_gradient, check_activation
 from .affine import asymmetric_qparams, quantize_affine, symmetric_scale
 from .cuda import int8_linear as cuda_int8
 from .cuda.extension import NAME as CUDA
 from .int8_matmul import MAX_K, int8_matmul_reference, kernel_for, pack_weight, unpack_weight
-from .library import define, tracing
+from .library import define, dispatched
 
 MAX_K_ZERO_POINT = 66311
 """Largest K with a zero point: |q - zero_point| reaches 255, and 255 * 127 * K must stay below 2**31."""
@@ -92,7 +92,7 @@ def int8_linear(
     check_input("int8_linear", x, k, weight.shape, weight.device)
     check_activation("int8_linear", activation)
     name = kernel_for(x, kernel, "int8_linear")
-    packed = _pack_op(weight, name) if tracing() else pack_weight(weight, name)
+    packed = _pack_op(weight, name) if dispatched(x) or dispatched(weight) else pack_weight(weight, name)
     scale = scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
     return int8_linear_packed(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation or "none", name)
@@ -114,7 +114,7 @@ def int8_linear_packed(
     """``int8_linear`` on a weight from ``pack_weight(weight, kernel)``, without checks: for layers, which made the pack."""
     if x.requires_grad and torch.is_grad_enabled():
         return _StraightThrough.apply(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
-    run = _op if tracing() else _run
+    run = _op if dispatched(x) else _run
     return run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
 
 
@@ -125,21 +125,17 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, activation, kernel):
         ctx.save_for_backward(x, packed, scale, bias)
         ctx.arguments = (n, k, x_scale, x_zero_point, asymmetric, activation, kernel)
-        run = _op if tracing() else _run
+        run = _op if dispatched(x) else _run
         return run(x, packed, scale, bias, *ctx.arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, scale, bias = ctx.saved_tensors
-        n, k, x_scale, x_zero_point, asymmetric, activation, kernel = ctx.arguments
-        run = _op if tracing() else _run
+        n, k, *_, activation, kernel = ctx.arguments
         if activation != "none":
-            before = run(x, packed, scale, bias, n, k, x_scale, x_zero_point, asymmetric, "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
-        canonical = _unpack_op(packed, n, k, kernel) if tracing() else unpack_weight(packed, n, k, kernel)
+            before = int8_linear_packed(x, packed, scale, bias, *ctx.arguments[:-2], "none", kernel)
+            grad = activation_gradient(activation, before, grad)
+        canonical = _unpack_op(packed, n, k, kernel) if dispatched(x) else unpack_weight(packed, n, k, kernel)
         weight = canonical.float() * scale[:, None]
         return ((grad.float() @ weight).to(x.dtype), *[None] * 10)
 

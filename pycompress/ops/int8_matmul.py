@@ -8,7 +8,7 @@ from torch import Tensor
 from . import native
 from .cuda import int8_linear as cuda_int8
 from .cuda.extension import NAME as CUDA
-from .library import define, tracing
+from .library import define, dispatched
 
 MAX_K = 131071
 """Largest K for which 128 * 128 * K stays below 2**31 (csrc/int8_matmul/int8_matmul.h)."""
@@ -41,7 +41,7 @@ def int8_matmul(a: Tensor, b: Tensor, *, kernel: str | None = None) -> Tensor:
     if a.shape[1] > MAX_K:
         raise ValueError(f"int8_matmul: K must be at most {MAX_K} for an exact int32 sum, got {a.shape[1]}")
     name = kernel_for(a, kernel)
-    return _op(a, b, name) if tracing() else _run(a, b, name)
+    return _op(a, b, name) if dispatched(a) or dispatched(b) else _run(a, b, name)
 
 
 def kernel_for(x: Tensor, kernel: str | None, where: str = "int8_matmul") -> str:

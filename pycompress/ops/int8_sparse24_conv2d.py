@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import activation_gradient, check_activation
 from .affine import symmetric_scale
 from .cuda import sparse24_conv2d as cuda_conv2d
 from .cuda.extension import NAME as CUDA
 from .int8_conv2d_reference import int8_conv2d_reference
 from .int8_linear import check_activation_quantization, check_weight
 from .int8_sparse24_linear import OP
-from .library import define, tracing
+from .library import define, dispatched
 from .memory_format import memory_format_of
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_conv2d import Pair, check_image, output_size, padded
@@ -107,7 +107,7 @@ def int8_sparse24_conv2d_packed(
     output_size(x, kernel_size, stride, padding, dilation, "int8_sparse24_conv2d")
     if torch.is_grad_enabled() and x.requires_grad:
         return _StraightThrough.apply(x, packed, scale, bias, o, *geometry, pattern, x_scale, activation, kernel)
-    return (_op if tracing() else _run)(x, packed, scale, bias, o, *geometry, pattern, x_scale, activation, kernel)
+    return (_op if dispatched(x) else _run)(x, packed, scale, bias, o, *geometry, pattern, x_scale, activation, kernel)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -117,18 +117,15 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, x, packed, scale, bias, *arguments):
         ctx.save_for_backward(x, packed, scale, bias)
         ctx.arguments = arguments
-        return (_op if tracing() else _run)(x, packed, scale, bias, *arguments)
+        return (_op if dispatched(x) else _run)(x, packed, scale, bias, *arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, scale, bias = ctx.saved_tensors
         o, kernel_size, stride, padding, dilation, pattern, _, activation, kernel = ctx.arguments
         if activation != "none":
-            before = (_op if tracing() else _run)(x, packed, scale, bias, *ctx.arguments[:-2], "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
+            before = int8_sparse24_conv2d_packed(x, packed, scale, bias, *ctx.arguments[:-2], "none", kernel)
+            grad = activation_gradient(activation, before, grad)
         weight = _dense(packed, o, x.shape[1], kernel_size, pattern, kernel).float() * scale[:, None, None, None]
         dx = torch.nn.grad.conv2d_input(x.shape, weight, grad.float(), stride, padding, dilation)
         return (dx.to(x.dtype), *[None] * 12)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import activation_gradient, check_activation
 from .cuda import sparse24 as cuda_sparse24
 from .cuda.extension import NAME as CUDA
 from .int8_linear import check_activation_quantization, check_input, check_weight, int8_linear_reference
-from .library import define, tracing
+from .library import define, dispatched
 from .sparse24 import sparse24_check, sparse24_to_dense, unchecked_to_dense
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
@@ -94,7 +94,7 @@ def int8_sparse24_linear_packed(
     """``int8_sparse24_linear`` on a weight from ``pack_sparse24``, without checks: for layers, which made the pack."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _StraightThrough.apply(x, packed, scale, bias, n, k, pattern, x_scale, activation, kernel)
-    run = _op if tracing() else _run
+    run = _op if dispatched(x) else _run
     return run(x, packed, scale, bias, n, k, pattern, x_scale, activation, kernel)
 
 
@@ -105,20 +105,16 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, x, packed, scale, bias, n, k, pattern, x_scale, activation, kernel):
         ctx.save_for_backward(x, packed, scale, bias)
         ctx.arguments = (n, k, pattern, x_scale, activation, kernel)
-        run = _op if tracing() else _run
+        run = _op if dispatched(x) else _run
         return run(x, packed, scale, bias, *ctx.arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, scale, bias = ctx.saved_tensors
         n, k, pattern, x_scale, activation, kernel = ctx.arguments
         if activation != "none":
-            run = _op if tracing() else _run
-            before = run(x, packed, scale, bias, n, k, pattern, x_scale, "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
+            before = int8_sparse24_linear_packed(x, packed, scale, bias, n, k, pattern, x_scale, "none", kernel)
+            grad = activation_gradient(activation, before, grad)
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.int8, kernel)
         weight = unchecked_to_dense(values, indices, k, pattern).float() * scale[:, None]
         return ((grad.float() @ weight).to(x.dtype), *[None] * 9)

@@ -13,7 +13,7 @@ from .cuda import weight_only as cuda_weight_only
 from .cuda.extension import NAME as CUDA
 from .cuda.extension import kernel_for
 from .int8_linear import check_input, check_weight
-from .library import define, tracing
+from .library import define, dispatched
 
 OP = "int8_weight_linear"
 
@@ -62,7 +62,7 @@ def int8_weight_linear_unchecked(x: Tensor, weight: Tensor, scale: Tensor, bias:
         return int8_weight_linear_reference(x, weight[:, : x.shape[-1]], scale, bias)
     if torch.is_grad_enabled() and x.requires_grad:
         return _WithGradient.apply(x, weight, scale, bias, kernel)
-    return (_op if tracing() else _run)(x, weight, scale, bias, kernel)
+    return (_op if dispatched(x) else _run)(x, weight, scale, bias, kernel)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -72,10 +72,9 @@ class _WithGradient(torch.autograd.Function):
     def forward(ctx, x, weight, scale, bias, kernel):
         ctx.save_for_backward(weight, scale)
         ctx.dtype, ctx.k = x.dtype, x.shape[-1]
-        return (_op if tracing() else _run)(x, weight, scale, bias, kernel)
+        return (_op if dispatched(x) else _run)(x, weight, scale, bias, kernel)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         weight, scale = ctx.saved_tensors
         return ((grad.float() * scale) @ weight[:, : ctx.k].float()).to(ctx.dtype), None, None, None, None

@@ -24,5 +24,22 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
 
 
 def tracing() -> bool:
-    """Whether torch is compiling or exporting; eager calls skip the dispatcher and save about 2 us."""
+    """Whether torch is compiling or exporting."""
     return torch.compiler.is_compiling()
+
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_jit_trace, _modes, _transforms = (
+    torch._C._get_tracing_state,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._functorch.peek_interpreter_stack,
+)
+
+
+def dispatched(x: torch.Tensor) -> bool:
+    """Whether a call on ``x`` must go through torch's dispatcher, i.e. to the registered op: while something records or replaces calls
+    (torch.compile, torch.jit.trace, make_fx, torch.vmap, FakeTensorMode and other modes), and for tensors that are more than memory with
+    strides (DTensor and other subclasses, negative views). All others save the 2 us that it takes; these questions take 0.25."""
+    if torch.compiler.is_compiling():
+        return True
+    return type(x) not in _PLAIN or _modes() != 0 or _jit_trace() is not None or _transforms() is not None or x.is_neg()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .library import tracing
+from .library import dispatched
 
 # For groups of up to 256. A table, as torch 2.4 traces neither int.bit_length nor properties of named tuples.
 _INDEX_BITS = [max(m - 1, 0).bit_length() for m in range(257)]
@@ -150,7 +150,7 @@ def sparse24_check(where: str, values: Tensor, indices: Tensor, k: int, *, patte
     padding of the last group.
     """
     p = sparse24_check_shapes(where, values, indices, k, pattern)
-    if not tracing() and (problem := content_problem(values, indices, k, p)):  # contents are unknown while torch.compile looks
+    if not dispatched(values) and (problem := content_problem(values, indices, k, p)):  # contents are unknown while torch.compile looks
         raise ValueError(f"{where}: {problem}")
 
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import ACTIVATE, activation_gradient, check_activation
 from .cuda import sparse24_conv2d as cuda_conv2d
 from .cuda.extension import NAME as CUDA
-from .library import define, tracing
+from .library import define, dispatched
 from .sparse24 import sparse24_to_dense, unchecked_to_dense
 from .sparse24_linear import OP, check_float_weight
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
@@ -115,7 +115,7 @@ def sparse24_conv2d_packed(x, packed, bias, o, kernel_size, stride, padding, dil
     output_size(x, kernel_size, stride, padding, dilation)
     if torch.is_grad_enabled() and x.requires_grad:
         return _WithGradient.apply(x, packed, bias, o, *geometry, pattern, activation, kernel)
-    return (_op if tracing() else _run)(x, packed, bias, o, *geometry, pattern, activation, kernel)
+    return (_op if dispatched(x) else _run)(x, packed, bias, o, *geometry, pattern, activation, kernel)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -125,18 +125,15 @@ class _WithGradient(torch.autograd.Function):
     def forward(ctx, x, packed, bias, o, kernel_size, stride, padding, dilation, pattern, activation, kernel):
         ctx.save_for_backward(x, packed, bias)
         ctx.arguments = (o, kernel_size, stride, padding, dilation, pattern, activation, kernel)
-        return (_op if tracing() else _run)(x, packed, bias, *ctx.arguments)
+        return (_op if dispatched(x) else _run)(x, packed, bias, *ctx.arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, bias = ctx.saved_tensors
         o, kernel_size, stride, padding, dilation, pattern, activation, kernel = ctx.arguments
         if activation != "none":
-            before = (_op if tracing() else _run)(x, packed, bias, *ctx.arguments[:-2], "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
+            before = sparse24_conv2d_packed(x, packed, bias, *ctx.arguments[:-2], "none", kernel)
+            grad = activation_gradient(activation, before, grad)
         k = x.shape[1] * kernel_size[0] * kernel_size[1]
         values, indices = unpack_sparse24(packed, o, k, pattern, torch.float32, kernel)
         if kernel == CUDA:

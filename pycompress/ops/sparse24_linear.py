@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .activation import ACTIVATE, check_activation
+from .activation import ACTIVATE, activation_gradient, check_activation
 from .cuda import sparse24_float as cuda_float
 from .cuda.extension import NAME as CUDA
-from .library import define, tracing
+from .library import define, dispatched
 from .sparse24 import sparse24_check, sparse24_check_shapes, sparse24_to_dense, unchecked_to_dense
 from .sparse24_packing import NATIVE_PATTERNS, pack_sparse24, sparse24_kernel, unpack_sparse24
 
@@ -97,7 +97,7 @@ def sparse24_linear_packed(
     """``sparse24_linear`` on a weight from ``pack_sparse24``, without checks: for layers, which made the pack."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _WithGradient.apply(x, packed, bias, n, k, pattern, activation, kernel)
-    run = _op if tracing() else _run
+    run = _op if dispatched(x) else _run
     return run(x, packed, bias, n, k, pattern, activation, kernel)
 
 
@@ -108,20 +108,16 @@ class _WithGradient(torch.autograd.Function):
     def forward(ctx, x, packed, bias, n, k, pattern, activation, kernel):
         ctx.save_for_backward(x, packed, bias)
         ctx.arguments = (n, k, pattern, activation, kernel)
-        run = _op if tracing() else _run
+        run = _op if dispatched(x) else _run
         return run(x, packed, bias, *ctx.arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, packed, bias = ctx.saved_tensors
         n, k, pattern, activation, kernel = ctx.arguments
         if activation != "none":
-            run = _op if tracing() else _run
-            before = run(x, packed, bias, n, k, pattern, "none", kernel)
-            with torch.enable_grad():
-                before = before.detach().requires_grad_()
-                grad = torch.autograd.grad(ACTIVATE[activation](before), before, grad)[0]
+            before = sparse24_linear_packed(x, packed, bias, n, k, pattern, "none", kernel)
+            grad = activation_gradient(activation, before, grad)
         values, indices = unpack_sparse24(packed, n, k, pattern, torch.float32, kernel)
         if kernel == CUDA:
             values = values.to(x.dtype).float()  # the weight that was multiplied with

@@ -9,7 +9,7 @@ from . import native
 from .cuda import sparse24 as cuda_sparse24
 from .cuda import sparse24_float as cuda_float
 from .cuda.extension import NAME as CUDA
-from .library import define, tracing
+from .library import define, dispatched
 from .sparse24 import parse_nm
 
 NATIVE_PATTERNS = {"2:4": 2, "1:4": 1}
@@ -39,13 +39,13 @@ def sparse24_kernel(op: str, x: Tensor, pattern: str, kernel: str | None) -> str
 
 def pack_sparse24(values: Tensor, indices: Tensor, k: int, pattern: str, kernel: str) -> Tensor:
     """A valid compressed weight in the layout of a kernel, as flat uint8. The reference's layout is the bytes of both in a row."""
-    pack = _pack_op if tracing() else _pack
+    pack = _pack_op if dispatched(values) else _pack
     return pack(values, indices, k, pattern, kernel)
 
 
 def unpack_sparse24(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype, kernel: str) -> tuple[Tensor, Tensor]:
     """Values and indices out of ``pack_sparse24``'s result."""
-    unpack = _unpack_op if tracing() else _unpack
+    unpack = _unpack_op if dispatched(packed) else _unpack
     values, indices = unpack(packed, n, k, pattern, dtype, kernel)
     return values, indices
 
