@@ -13,7 +13,7 @@ from .cuda import kd_loss as cuda_kd_loss
 from .cuda.extension import NAME as CUDA
 from .kd_loss_options import DIVERGENCES, OPTION_NAMES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
 from .kd_loss_reference import kd_loss_reference
-from .library import define, tracing
+from .library import define, dispatched, tracing
 
 CPU = torch.device("cpu")
 _cached_options = lru_cache(maxsize=256, typed=True)(check_options)  # typed: True is no temperature, though it equals 1
@@ -95,7 +95,7 @@ def kd_loss(
     if name == native.REFERENCE:
         return _reference("kd_loss", student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
     arguments = (student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
-    if tracing():
+    if dispatched(student_logits) or dispatched(teacher_logits):
         return _Traced.apply(*arguments, name) if needs_grad else _call_op(*arguments, False, name)[0]
     if needs_grad:
         return _Fused.apply(student_logits, (arguments, inplace and _writable_rows(student_logits), name))

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pycompress import nn as compressed
-from pycompress.ops import native
+from pycompress.ops import kd_loss, native
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:.*batching rule.*:UserWarning"
@@ -91,3 +91,8 @@ def test_no_memory_is_an_error():
     layer = LAYERS["Int8Linear"]()
     with pytest.raises(ValueError, match="int8_linear: x has no memory of its own"):
         layer(torch._efficientzerotensor((5, 24)))
+
+
+def test_kd_loss_of_a_negative_view():
+    student, teacher = torch.randn(4, 9), torch.randn(4, 9)
+    assert torch.equal(kd_loss(torch._neg_view(student), teacher, temperature=2.0), kd_loss(-student, teacher, temperature=2.0))
