@@ -26,13 +26,20 @@ struct Direct {
       : kernel(kernel_),
         a(args),
         s(args.shape),
-        gemm(*kernel_.gemm),
-        layout(*kernel_.gemm, args.shape),
+        gemm(gemm_for(kernel_, args.shape)),
+        layout(gemm, args.shape),
         sink(kernel_, args),
         ow(args.shape.out_w()),
-        panels(ceil_div(layout.cols, kernel_.gemm->nr)) {}
+        panels(ceil_div(layout.cols, gemm.nr)) {}
+
+  // Whether pixels are encoded as rows of a linear layer.
+  bool encodes() const { return gemm.encode_rows && s.pad_h == 0 && s.pad_w == 0; }
 
   int64_t pixel_stride() const {
+    if (encodes()) {
+      const int64_t row = round_up(s.c * gemm.a_size + gemm.row_extra, 64);
+      return row % 1024 == 0 ? row + 64 : row;
+    }
     const int64_t bytes = s.c * gemm.a_size;
     // Neighbouring pixels a multiple of 1 KB apart fall into few sets of L1. Kernel rows must stay contiguous, though.
     return bytes % 1024 == 0 && (s.kw == 1 || !layout.rows) ? bytes + 64 : bytes;
@@ -53,6 +60,7 @@ struct Direct {
                     rows,
                     band_cols()};
     fill_band(kernel, a, n, image, parallel, band, poisoned);
+    if (encodes()) encode(band, y1 - y0, parallel);
     const int64_t pixels = (y1 - y0) * ow;
     int64_t* offsets = offset_memory.get<int64_t>(static_cast<size_t>(pixels));
     for (int64_t p = 0; p < pixels; ++p) offsets[p] = p / ow * s.stride_h * row + p % ow * s.stride_w * stride;
@@ -64,6 +72,39 @@ struct Direct {
         if (p0 < p1) compute(n, y0 * ow, band, offsets, p0, p1, set, panel * gemm.nr, image.scale);
       }
     });
+  }
+
+  void encode(const Band& band, int64_t rows, bool parallel) const {
+    const bool beyond_int8 = !a.dynamic && a.x_zero_point != 0;
+    maybe_parallel(parallel, rows, [&](int64_t begin, int64_t end) {
+      for (int64_t y = begin; y < end; ++y)
+        gemm.encode_rows(band.data + y * s.stride_h * band.row_stride, s.stride_w * band.pixel_stride, ow, s.c, beyond_int8);
+    });
+  }
+
+  // The same as compute, of encoded pixels.
+  void compute_encoded(int64_t n, int64_t first_pixel, const Band& band, const int64_t* offsets, int64_t p0, int64_t p1, const int8_t* b,
+                       int64_t col, int64_t used, float image_scale) const {
+    float scales[kStrip];
+    const int32_t corrections[kStrip] = {};
+    std::fill_n(scales, kStrip, image_scale);
+    const bool late = sink.inner != Activation::none && sink.inner != Activation::relu, plain = sink.is_plain();
+    const int8_matmul::Epilogue epilogue{scales,
+                                         corrections,
+                                         a.scale + col,
+                                         a.bias ? a.bias + col : nullptr,
+                                         weight_sums(a, layout) + col,
+                                         late ? Activation::none : sink.inner};
+    alignas(64) float strip[kStrip * int8_matmul::kMaxNr];
+    const int64_t ld = plain ? s.o : int8_matmul::kMaxNr;
+    int64_t count;
+    for (int64_t p = p0; p < p1; p += count) {
+      count = std::min({kStrip, p1 - p, ow - p % ow});  // pixels of one band row
+      float* y = plain ? sink.plain(n, first_pixel + p, col) : strip;
+      gemm.linear(band.data + offsets[p], s.stride_w * band.pixel_stride, count, layout.depth, b, static_cast<int>(used), epilogue, y, ld);
+      if (late) gemm.activate(y, count, static_cast<int>(used), ld, sink.inner);
+      if (!plain) sink.store(n, first_pixel + p, count, col, used, strip, ld);
+    }
   }
 
   // rows[segment][r]: where the pixels at `offsets` begin.
@@ -114,13 +155,14 @@ struct Direct {
     const void** rows = pointer_memory.get<const void*>(static_cast<size_t>(layout.segments * gemm.mr));
     const int64_t k = layout.k(), used = std::min<int64_t>(gemm.nr, layout.cols - j), cols = round_up(used, gemm.nv);
     const int8_t* b = static_cast<const int8_t*>(a.packed) + set * layout.set_bytes + j * k;
+    const int64_t col = set * layout.cols + j;
+    if (encodes()) return compute_encoded(n, first_pixel, band, offsets, p0, p1, b, col, used, image_scale);
+    if (finishes()) return compute_finished(n, first_pixel, band, offsets, p0, p1, set, b, col, used, image_scale);
     void* wide = nullptr;
     if (gemm.widen_panel && p1 - p0 >= int8_matmul::kWidenRows) {
       wide = wide_memory.get<int16_t>(static_cast<size_t>(k * cols));
       gemm.widen_panel(b, k * cols, wide);
     }
-    const int64_t col = set * layout.cols + j;
-    if (finishes()) return compute_finished(n, first_pixel, band, offsets, p0, p1, set, b, col, used, image_scale);
     float scales[int8_matmul::kMaxMr];
     int32_t corrections[int8_matmul::kMaxMr];
     for (int r = 0; r < gemm.mr; ++r) {

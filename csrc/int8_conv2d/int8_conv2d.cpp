@@ -46,7 +46,7 @@ const KernelList<Kernel>& kernels() {
 
 size_t packed_bytes(const Kernel& kernel, const Shape& s) {
   if (is_depthwise(s)) return static_cast<size_t>(s.taps() * s.c);
-  const Layout layout(*kernel.gemm, s);
+  const Layout layout(gemm_for(kernel, s), s);
   return static_cast<size_t>(round_up(layout.sets * layout.set_bytes + 2 * 4 * s.o, 64));
 }
 
@@ -68,7 +68,7 @@ void pack(const Kernel& kernel, const Shape& s, const int8_t* weight, void* pack
       for (int64_t c = 0; c < s.c; ++c) static_cast<int8_t*>(packed)[t * s.c + c] = weight[c * s.taps() + t];
     return;
   }
-  const Layout layout(*kernel.gemm, s);
+  const Layout layout(gemm_for(kernel, s), s);
   const int64_t group_channels = s.c / s.groups;
   std::memset(packed, 0, packed_bytes(kernel, s));  // the gaps too: equal weights have equal packs
   int32_t* sums = reinterpret_cast<int32_t*>(static_cast<char*>(packed) + layout.sets * layout.set_bytes);
@@ -85,7 +85,7 @@ void pack(const Kernel& kernel, const Shape& s, const int8_t* weight, void* pack
       });
       sums[o] = sum, sums[s.o + o] = magnitude;
     }
-    int8_matmul::pack(*kernel.gemm, matrix.data(), layout.k(), layout.cols, layout.k(),
+    int8_matmul::pack(gemm_for(kernel, s), matrix.data(), layout.k(), layout.cols, layout.k(),
                       static_cast<char*>(packed) + set * layout.set_bytes);
   }
 }
@@ -96,11 +96,12 @@ void unpack(const Kernel& kernel, const Shape& s, const void* packed, int8_t* we
       for (int64_t c = 0; c < s.c; ++c) weight[c * s.taps() + t] = static_cast<const int8_t*>(packed)[t * s.c + c];
     return;
   }
-  const Layout layout(*kernel.gemm, s);
+  const Layout layout(gemm_for(kernel, s), s);
   const int64_t group_channels = s.c / s.groups;
   std::vector<int8_t> matrix(static_cast<size_t>(layout.cols * layout.k()));
   for (int64_t set = 0; set < layout.sets; ++set) {
-    int8_matmul::unpack(*kernel.gemm, static_cast<const char*>(packed) + set * layout.set_bytes, layout.cols, layout.k(), matrix.data());
+    int8_matmul::unpack(gemm_for(kernel, s), static_cast<const char*>(packed) + set * layout.set_bytes, layout.cols, layout.k(),
+                        matrix.data());
     for (int64_t col = 0; col < layout.cols; ++col) {
       const int64_t o = set * layout.cols + col;
       for_each_weight(s, layout, o, [&](int64_t t, int64_t c, int64_t k) {

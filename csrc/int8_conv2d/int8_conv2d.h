@@ -123,6 +123,7 @@ struct Kernel {
   const PixelKernel* pixels = nullptr;  // depthwise with channels in the lanes (pixels.h)
   const Cost* cost_intel = nullptr;     // instead of `cost` on Intel's cores, where it differs
   const TileKernel* tiles = nullptr;    // the direct way without sums and floats in memory (tiles.h)
+  const Gemm* encoding = nullptr;       // in place of `gemm` for 1x1 layers whose pixels are worth encoding (gemm_for)
 };
 
 const KernelList<Kernel>& kernels();

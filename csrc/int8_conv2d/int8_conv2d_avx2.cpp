@@ -10,7 +10,7 @@
 #include "int8_conv2d/int8_conv2d.h"
 
 namespace pycompress::int8_matmul {
-extern const Kernel kAvx2;
+extern const Kernel kAvx2, kAvx2Bytes;
 }
 
 #if defined(__GNUC__)
@@ -216,7 +216,10 @@ const Kernel kAvx2 = {"avx2",
                       winograd_output,
                       nullptr,
                       nullptr,
-                      &kPixelsAvx2};
+                      &kPixelsAvx2,
+                      nullptr,
+                      nullptr,
+                      &int8_matmul::kAvx2Bytes};
 
 }  // namespace pycompress::int8_conv2d
 #endif

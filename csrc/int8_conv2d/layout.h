@@ -1,4 +1,4 @@
-// How weights lie in memory and what the algorithms of this op share. Private to csrc/int8_conv2d.
+// How weights lie in memory, and what the algorithms of this op share. Private to csrc/int8_conv2d.
 #pragma once
 #include <atomic>
 
@@ -37,6 +37,13 @@ struct Layout {
   // Position of tap t and input channel c in the depth of the GEMM.
   int64_t position(const Shape& s, int64_t t, int64_t c) const { return rows ? t / s.kw * depth + t % s.kw * channels + c : t * depth + c; }
 };
+
+// The GEMM of a layer. A pixel of a 1x1 layer is a row of a linear layer, and may be encoded as one (Gemm::encode_rows), which takes 0.5 to
+// 0.8 cycles per input channel and saves about 0.01 per input and output channel.
+inline const Gemm& gemm_for(const Kernel& kernel, const Shape& s) {
+  const bool encodes = kernel.encoding && s.taps() == 1 && s.groups == 1 && s.c % 4 == 0 && s.c >= int8_matmul::kShallow && s.o >= 128;
+  return encodes ? *kernel.encoding : *kernel.gemm;
+}
 
 // Taps up to which 255 * 128 * taps stays below 2^24, so that float32 sums of whole numbers are exact.
 inline constexpr int64_t kMaxDepthwiseTaps = 513;

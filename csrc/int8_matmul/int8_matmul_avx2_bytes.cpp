@@ -276,7 +276,7 @@ void linear(const void* a, int64_t stride, int64_t rows, int64_t depth, const in
   const char* row = static_cast<const char*>(a);
   int8_t* paired = nullptr;
   for (int64_t r = 0, run = 0; r < rows; r += run, row += run * stride, out += run * ldo) {
-    run = head(row, depth)->run;
+    run = std::min<int64_t>(head(row, depth)->run, rows - r);
     Epilogue own = e;
     own.row_scale += r, own.row_correction += r;
     if (head(row, depth)->form != Form::wide) {

@@ -11,7 +11,7 @@ from pycompress.ops import int8_conv2d, quantize_affine
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[7], WINOGRAD[1], GROUPED[2], GROUPED[6], DEPTHWISE[1], DEPTHWISE[2]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[3], PLAIN[7], PLAIN[14], WINOGRAD[1], GROUPED[2], GROUPED[6], DEPTHWISE[1], DEPTHWISE[2]], ids=name)
 def test_int8_in_and_out(case, kernel):
     """Int8 results are quantize(result), int8 inputs are the result of dequantize(input): bit for bit."""
     x, weight, scale, options = make(case)
@@ -49,7 +49,7 @@ def test_int8_minus_128_is_taken_as_it_is(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", [PLAIN[5], PLAIN[7], WINOGRAD[1], GROUPED[5], DEPTHWISE[1]], ids=name)
+@pytest.mark.parametrize("case", [PLAIN[5], PLAIN[7], PLAIN[15], WINOGRAD[1], GROUPED[5], DEPTHWISE[1]], ids=name)
 def test_residual(case, layout, kernel):
     x, weight, scale, options = make(case)
     x, scale = x.to(memory_format=layout), scale * 2.0**-6
