@@ -12,6 +12,7 @@
 #include "core/activation_simd.h"
 #include "core/scratch.h"
 #include "int8_matmul/avx2_byte_rows.h"
+#include "int8_matmul/fetch.h"
 #include "int8_matmul/int8_matmul.h"
 
 namespace pycompress::int8_matmul {
@@ -22,14 +23,6 @@ namespace {
 
 constexpr int kMr = 6, kNr = 16, kKr = 4;
 constexpr int64_t kGroup = kKr * kNr;  // bytes of a panel for four k
-
-// Weights come in one long stream, which the hardware alone does not fetch early enough from L3 and memory. One tile fetches what it will
-// need 8 KB later, and several tiles of a panel share in the fetching of the next panel.
-struct Fetch {
-  const int8_t* from;
-  int64_t step;  // bytes per group
-};
-constexpr int64_t kAhead = 8192;
 
 RowHead* head(const void* row, int64_t depth) {
   return reinterpret_cast<RowHead*>(const_cast<char*>(static_cast<const char*>(row)) + 2 * depth);
@@ -174,10 +167,9 @@ void linear_bytes(const char* a, int64_t stride, int64_t rows, int64_t depth, co
                                                     linear_tile<4>, linear_tile<5>, linear_tile<6>};
     return kTiles[count - 1];
   };
-  const int64_t tiles = ceil_div(rows, kMr), step = kGroup / tiles;
-  Fetch fetch{b + (tiles == 1 ? kAhead : depth * kNr), step};
+  Fetch fetch(b, depth / kKr, kGroup, ceil_div(rows, kMr));
   int count = 0;
-  for (int64_t r = 0; r < rows; r += count, fetch.from += depth / kKr * step) {
+  for (int64_t r = 0; r < rows; r += count, fetch.from += depth / kKr * fetch.step) {
     count = next_rows(rows - r);
     tile(count)(a + r * stride, stride, depth, b, fetch, used, e.row_scale + r, e, out + r * ldo, ldo);
   }

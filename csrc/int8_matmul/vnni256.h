@@ -9,6 +9,7 @@
 
 #include "core/activation_simd.h"
 #include "core/float_rows.h"
+#include "int8_matmul/fetch.h"
 #include "int8_matmul/int8_matmul.h"
 
 namespace pycompress::int8_matmul {
@@ -139,13 +140,15 @@ PC_INLINE void dot(__m256i& c0, __m256i& c1, const char* four, __m256i b0, __m25
 #endif
 
 template <int R, bool kRelu>
-PC_INLINE void linear_rows(const char* a, int64_t stride, int64_t depth, const int8_t* b, int used, const float* row_scale,
-                           const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
+void linear_rows(const char* a, int64_t stride, int64_t depth, const int8_t* b, Fetch fetch, int used, const float* row_scale,
+                 const int32_t* correction, const Epilogue& e, float* out, int64_t ldo) {
   __m256i c[R][2];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = _mm256_setzero_si256();
   const char *x = a, *x3 = a + 3 * stride;
   for (int64_t i = 0; i < depth / kKr; ++i, b += kKr * kNr, x += kKr, x3 += kKr) {
+    _mm_prefetch(reinterpret_cast<const char*>(fetch.from), _MM_HINT_T0);
+    fetch.from += fetch.step;
     const __m256i b0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b));
     const __m256i b1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(b + 32));
 #pragma GCC unroll 8
@@ -177,28 +180,13 @@ PC_INLINE void linear_rows(const char* a, int64_t stride, int64_t depth, const i
 template <bool kRelu>
 void linear_panel(const char* a, int64_t stride, int64_t rows, int64_t depth, const int8_t* b, int used, const Epilogue& e, float* out,
                   int64_t ldo) {
+  static constexpr decltype(&linear_rows<1, kRelu>) kTiles[] = {linear_rows<1, kRelu>, linear_rows<2, kRelu>, linear_rows<3, kRelu>,
+                                                                linear_rows<4, kRelu>, linear_rows<5, kRelu>, linear_rows<6, kRelu>};
+  Fetch fetch(b, depth / kKr, kKr * kNr, ceil_div(rows, kMr));
   int count = 0;
-  for (int64_t r = 0; r < rows; r += count, a += count * stride, out += count * ldo) {
+  for (int64_t r = 0; r < rows; r += count, fetch.from += depth / kKr * fetch.step) {
     count = next_rows(rows - r);
-    switch (count) {
-      case 1:
-        linear_rows<1, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-        break;
-      case 2:
-        linear_rows<2, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-        break;
-      case 3:
-        linear_rows<3, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-        break;
-      case 4:
-        linear_rows<4, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-        break;
-      case 5:
-        linear_rows<5, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-        break;
-      default:
-        linear_rows<6, kRelu>(a, stride, depth, b, used, e.row_scale + r, e.row_correction + r, e, out, ldo);
-    }
+    kTiles[count - 1](a + r * stride, stride, depth, b, fetch, used, e.row_scale + r, e.row_correction + r, e, out + r * ldo, ldo);
   }
 }
 
