@@ -14,7 +14,7 @@ from ..nn.parametrized import remove_parametrizations
 from ..nn.relu_unless_int8 import ReLUUnlessInt8
 from ..nn.state import layers
 from ..nn.surgery import all_names, replace
-from .manifest import CheckpointError, Entry, Manifest, Simple, is_number
+from .manifest import DTYPES, CheckpointError, Entry, Manifest, Simple, is_number
 from .writer import _DERIVED, has_text, is_torch_layer
 
 _BUILDABLE: dict[str, type[nn.Module]] = {
@@ -63,9 +63,11 @@ def build_compressed(path: str, entry: Entry, device: str) -> CompressedModule:
     assert entry.config is not None
     try:
         with torch.device(device):
-            return LAYERS[entry.type].from_config(entry.config)
+            layer = LAYERS[entry.type].from_config(entry.config)
     except Exception as error:  # whatever a layer makes of arguments that nobody has checked before
         raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({first_line(error)})") from error
+    layer.weight_dtype = DTYPES[entry.weight_dtype or "F32"]
+    return layer
 
 
 def _remove_parametrizations(model: nn.Module) -> None:

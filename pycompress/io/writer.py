@@ -20,7 +20,7 @@ from ..nn.base import LAYERS, CompressedModule
 from ..nn.state import layers, own_slots
 from ..nn.surgery import all_names
 from ..nn.untouched import untouched
-from .manifest import DTYPES, KEY, Entry, Manifest, Simple, Stored, is_simple
+from .manifest import DTYPES, KEY, Entry, Manifest, Simple, Stored, dtype_name, is_simple
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -91,7 +91,8 @@ def _entry(path: str, module: nn.Module) -> Entry:
     if isinstance(module, CompressedModule):
         if kind.__name__ not in LAYERS or LAYERS[kind.__name__] is not kind:
             raise TypeError(f"save: compressed layer {path!r} must be registered in pycompress.nn.LAYERS, got {kind.__name__}")
-        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), ())
+        dtype = None if module.weight_dtype == torch.float32 else dtype_name(module.weight_dtype)
+        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), (), dtype)
     if getattr(kind, "get_extra_state", None) is not nn.Module.get_extra_state:
         raise TypeError(f"save: module {path!r} ({kind.__name__}) has extra state, which a file without pickle cannot hold")
     none = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ class CompressedModule(nn.Module):
 
     format: str = ""
     """Human name of the storage format, e.g. ``"int8 dynamic"``."""
+
+    weight_dtype: torch.dtype = torch.float32
+    """dtype of the float layer that this one stands for, hence of ``weight``. Casts of the model (``.half()``) change it and nothing else:
+    what is stored keeps its type. A default of the class, for layers that were pickled before it existed."""
 
     @property
     def kernel(self) -> str:
@@ -47,7 +52,7 @@ class CompressedModule(nn.Module):
         return sum(t.numel() * t.element_size() for t in self.state_dict().values() if isinstance(t, torch.Tensor))
 
     def to_dense(self) -> nn.Module:
-        """The float layer with the same (dequantized) weights."""
+        """The float layer with the same (dequantized) weights, in ``weight_dtype``."""
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
@@ -57,6 +62,12 @@ class CompressedModule(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CompressedModule:
         return cls(**config)
+
+    def _follow_cast(self, fn: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
+        """For ``_apply``: ``weight_dtype`` becomes what ``fn`` makes of a parameter of that type."""
+        dtype = fn(torch.empty((), dtype=self.weight_dtype, device=device)).dtype
+        if dtype.is_floating_point:
+            self.weight_dtype = dtype
 
 
 _NOTE = "_pycompress_note"

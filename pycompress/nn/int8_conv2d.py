@@ -150,7 +150,7 @@ class Int8Conv2d(Int8ActivationModule):
         )
         if tuple(weight.shape) != layer.weight_shape or weight.dtype != torch.int8:
             raise ValueError(f"{where}: weight must be int8 {layer.weight_shape}, got {weight.dtype} {tuple(weight.shape)}")
-        layer.to(weight.device)
+        layer.to(weight.device).weight_dtype = conv.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if conv.bias is not None:
@@ -173,6 +173,7 @@ class Int8Conv2d(Int8ActivationModule):
         state = self.state_dict() | {"out_scale": torch.tensor(out_scale)}
         if out_zero_point is not None:
             state["out_zero_point"] = torch.tensor(out_zero_point, dtype=torch.int32)
+        layer.weight_dtype = self.weight_dtype
         layer.to(self.scale.device).load_state_dict(state)
         return layer.train(self.training)
 
@@ -273,6 +274,7 @@ class Int8Conv2d(Int8ActivationModule):
             self.groups,
             self.bias is not None,
             device=self.scale.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

@@ -83,7 +83,7 @@ class Int8Linear(Int8ActivationModule):
             asymmetric=asymmetric or x_zero_point is not None,
             activation=activation,
         )
-        layer.to(weight.device)
+        layer.to(weight.device).weight_dtype = linear.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if has_bias:
@@ -148,7 +148,7 @@ class Int8Linear(Int8ActivationModule):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

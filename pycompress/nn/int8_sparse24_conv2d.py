@@ -120,7 +120,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
             pattern=pattern,
             activation=activation,
         )
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = conv.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if conv.bias is not None:
@@ -175,6 +175,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
             self.dilation,
             bias=self.bias is not None,
             device=self.scale.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

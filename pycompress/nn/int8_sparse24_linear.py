@@ -88,7 +88,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         values, indices = sparse24_compress(weight.detach(), mask, pattern=pattern)
         has_bias = linear.bias is not None
         layer = cls(linear.in_features, linear.out_features, has_bias, static=x_scale is not None, pattern=pattern, activation=activation)
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = linear.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if has_bias:
@@ -129,7 +129,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

@@ -38,7 +38,7 @@ class _Int8WeightOnly(PackedModule):
             raise ValueError(f"{type(self).__name__}.from_float: weight and scale must be given together")
         if weight is None or scale is None:
             weight, scale = quantize_weight(layer.weight)
-        self.to(weight.device)
+        self.to(weight.device).weight_dtype = layer.weight.dtype
         with torch.no_grad():
             self.scale.copy_(scale)
             if self.bias is not None:
@@ -60,7 +60,7 @@ class _Int8WeightOnly(PackedModule):
 
     def _float(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         # Scaled before the product, not after: unscaled sums of int8 values would leave the range of float16.
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return self._dequantized().to(dtype), None if self.bias is None else self.bias.to(dtype)
 
     @property
     def fallback_reason(self) -> str | None:
@@ -123,7 +123,7 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
         return int8_weight_linear_unchecked(x, self.packed, self.scale, self.bias, self._kernel)
 
     def to_dense(self) -> nn.Linear:
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:
@@ -178,7 +178,7 @@ class Int8WeightOnlyConv2d(_Int8WeightOnly):
         return F.conv2d(x, *self._float(x.dtype), **self._geometry())
 
     def to_dense(self) -> nn.Conv2d:
-        options = {"bias": self.bias is not None, "device": self.scale.device}
+        options = {"bias": self.bias is not None, "device": self.scale.device, "dtype": self.weight_dtype}
         dense = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, **self._geometry(), **options)
         with torch.no_grad():
             dense.weight.copy_(self.weight)

@@ -43,8 +43,12 @@ class PackedModule(CompressedModule):
 
     @property
     def weight(self) -> Tensor:
-        """What the layer multiplies with, in float32, computed on every access: models ask their layers' weights for dtype and device, and
-        cast inputs to it (the patch embeddings of Hugging Face's vision models do)."""
+        """What the layer multiplies with, in ``weight_dtype``, computed on every access: models ask their layers' weights for dtype and
+        device, and cast inputs to it (the patch embeddings of Hugging Face's vision models do)."""
+        return self._dequantized().to(self.weight_dtype)
+
+    def _dequantized(self) -> Tensor:
+        """The weight in float32, exactly what the kernels multiply with."""
         integers = self.int_weight
         return integers.float() * self.scale.view(-1, *[1] * (integers.dim() - 1))
 
@@ -84,8 +88,9 @@ class PackedModule(CompressedModule):
         return None
 
     def _apply(self, fn, recurse: bool = True):
-        """Device moves repack; dtype casts (``.half()``) leave scales, bias and integers as they are."""
+        """Device moves repack; dtype casts (``.half()``) leave scales, bias and integers as they are, ``weight_dtype`` follows them."""
         canonical = self._get_canonical()
+        self._follow_cast(fn, next(iter(canonical.values())).device)
         for name, buffer in list(self._buffers.items()):
             if buffer is not None and name in self._non_persistent_buffers_set:
                 continue

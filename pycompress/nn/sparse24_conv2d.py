@@ -82,7 +82,7 @@ class Sparse24Conv2d(Sparse24Weight):
             pattern=pattern,
             activation=activation,
         )
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = conv.weight.dtype
         if conv.bias is not None:
             layer.bias.copy_(conv.bias.detach())
         layer._set_canonical({"values": values, "indices": indices})
@@ -130,6 +130,7 @@ class Sparse24Conv2d(Sparse24Weight):
             self.dilation,
             bias=self.bias is not None,
             device=self.packed.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

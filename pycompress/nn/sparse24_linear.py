@@ -52,7 +52,7 @@ class Sparse24Linear(Sparse24Weight):
         """
         values, indices = sparse24_compress(linear.weight.detach().float(), mask, pattern=pattern)
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, pattern=pattern, activation=activation)
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = linear.weight.dtype
         if linear.bias is not None:
             layer.bias.copy_(linear.bias.detach())
         layer._set_canonical({"values": values, "indices": indices})
@@ -79,7 +79,7 @@ class Sparse24Linear(Sparse24Weight):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the same weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

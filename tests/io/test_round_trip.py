@@ -383,6 +383,14 @@ def test_a_single_layer_needs_no_skeleton(path):
     assert torch.equal(load(path, nn.Linear(1, 1))(x), plain(x))
 
 
+def test_files_name_the_dtype_of_a_weight_only_if_it_is_not_float32(path):
+    save(Int8Linear.from_float(nn.Linear(5, 3)), path)  # as every file before the field existed
+    assert "weight_dtype" not in read_manifest(path)["modules"][""]
+    assert load(path).weight.dtype == torch.float32
+    save(Int8Linear.from_float(nn.Linear(5, 3).bfloat16()), path)
+    assert read_manifest(path)["modules"][""]["weight_dtype"] == "BF16"
+
+
 def test_metadata(path):
     given = {"accuracy": 0.987, "classes": ["a", "\u00e4 \U0001f41d"], "nested": {"x": None}}
     save(Net(), path, metadata=given)

@@ -1,9 +1,13 @@
 """What every packed layer promises to a model that was written for the float layer."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
+import pycompress as pc
 from pycompress.nn import (
     Int4Linear,
     Int8Conv1d,
@@ -19,9 +23,9 @@ from pycompress.nn import (
 from pycompress.ops import sparse24_mask
 
 
-def layers():
+def layers(dtype=torch.float32):
     torch.manual_seed(0)
-    linear, conv1, conv2 = nn.Linear(40, 24), nn.Conv1d(8, 12, 3), nn.Conv2d(8, 12, 3)
+    linear, conv1, conv2 = (layer.to(dtype) for layer in (nn.Linear(40, 24), nn.Conv1d(8, 12, 3), nn.Conv2d(8, 12, 3)))
     yield from ((kind.from_float(linear), linear) for kind in (Int8Linear, Int8WeightOnlyLinear, Int4Linear))
     yield from ((kind.from_float(conv2), conv2) for kind in (Int8Conv2d, Int8WeightOnlyConv2d))
     yield Int8Conv1d.from_float(conv1), conv1
@@ -40,3 +44,34 @@ def test_weight_is_what_the_layer_multiplies_with(layer, original):
     state = torch.random.get_rng_state()
     assert layer.weight is not None and torch.equal(torch.random.get_rng_state(), state)
     assert "int_weight" not in layer.state_dict() and not isinstance(layer.weight, nn.Parameter)
+
+
+HALF_LAYERS = [(layer, original) for dtype in (torch.bfloat16, torch.float16) for layer, original in layers(dtype)]
+
+
+@pytest.mark.parametrize(("layer", "original"), HALF_LAYERS, ids=lambda m: type(m).__name__)
+def test_weight_has_the_dtype_of_the_original(layer, original, tmp_path):
+    dtype, shape = original.weight.dtype, (2, *original.weight.shape[1:2], *[5] * (original.weight.dim() - 2))
+    with torch.device("meta"):
+        skeleton = nn.Sequential(nn.Identity())
+    pc.save(nn.Sequential(layer), tmp_path / "model.safetensors")
+    loaded = pc.load(tmp_path / "model.safetensors", skeleton)[0]
+    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+        assert each.weight.dtype == each.to_dense().weight.dtype == dtype
+        assert torch.equal(each.weight, layer.weight) and torch.equal(each.weight, each.to_dense().weight)
+        assert each(torch.ones(shape, dtype=each.weight.dtype)).dtype == dtype
+    scale = layer.state_dict().get("scale")
+    assert scale is None or scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("layer", "original"), list(layers()), ids=lambda m: type(m).__name__)
+def test_the_dtype_of_weight_follows_casts(layer, original):
+    layer = copy.deepcopy(layer)
+    exact, state = layer.weight, layer.state_dict()
+    for cast in (nn.Module.half, nn.Module.bfloat16, lambda m: m.to("cpu"), lambda m: m.to(torch.float16), nn.Module.share_memory):
+        dtype = cast(copy.deepcopy(original).to(layer.weight.dtype)).weight.dtype
+        assert cast(layer) is layer and layer.weight.dtype == dtype
+        assert torch.equal(layer.weight, exact.to(dtype))
+    assert torch.equal(layer.float().weight, exact), "a cast rounds what is shown, not what is stored"
+    assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in state.items())
+    assert layer.half().to("meta").weight.dtype == torch.float16
