@@ -74,6 +74,18 @@ def test_half_precision_vision_models_cast_their_images(name, config, tmp_path):
     assert run(quantized.half(), {"pixel_values": image["pixel_values"].half()}).dtype == torch.float16
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_deberta_reads_the_weight_of_its_embedding(bits):
+    config = transformers.DebertaV2Config(
+        **SIZES, vocab_size=99, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="none"
+    )
+    model = transformers.DebertaV2Model(config).eval()
+    quantized = pc.quantize(model, EmbeddingWeightOnly(bits=bits))
+    expected, got = run(model, TOKENS), run(quantized, TOKENS)
+    assert type(quantized.encoder.rel_embeddings).__name__ == f"Int{bits}Embedding"
+    assert (got - expected).norm() < (0.02 if bits == 8 else 0.2) * expected.norm()
+
+
 def run(model, inputs):
     with torch.no_grad():
         output = model(**inputs)
