@@ -62,6 +62,10 @@ class _Int8WeightOnly(PackedModule):
         # Scaled before the product, not after: unscaled sums of int8 values would leave the range of float16.
         return self._dequantized().to(dtype), None if self.bias is None else self.bias.to(dtype)
 
+    def _refuse_dtype(self, x: Tensor) -> None:
+        """Weights cast to integers would be zeros, and so would the result."""
+        raise TypeError(f"{type(self).__name__}: x must be a floating-point tensor, got {x.dtype}")
+
     @property
     def fallback_reason(self) -> str | None:
         return _REASON
@@ -116,6 +120,8 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
         return fallback_reason("int8_weight_linear", self.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            self._refuse_dtype(x)
         if x.shape[-1:] != (self.in_features,) or x.device != self.scale.device:
             raise ValueError(
                 f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {tuple(x.shape)} on {x.device}"
@@ -175,6 +181,8 @@ class Int8WeightOnlyConv2d(_Int8WeightOnly):
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            self._refuse_dtype(x)
         return F.conv2d(x, *self._float(x.dtype), **self._geometry())
 
     def to_dense(self) -> nn.Conv2d:
