@@ -17,6 +17,8 @@ LAYERS: Registry[type[CompressedModule]] = Registry("compressed layer")
 class CompressedModule(nn.Module):
     """A drop-in layer that owns compressed weights.
 
+    ``forward`` names its argument ``input``, as torch's layers do, so that calls by keyword go on working.
+
     The packed form a kernel wants is private and made per machine. ``state_dict`` holds the canonical tensors
     only, so a checkpoint written on one machine loads on any other.
     """

@@ -101,10 +101,10 @@ class _QuantizedEmbedding(CompressedModule):
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"{type(self).__name__}: ids must be an int64 or int32 tensor, got {got}")
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``ids``: any shape, int64 or int32. Returns (..., embedding_dim) in ``weight_dtype``."""
-        self._check_ids(ids)
-        return self._rows(ids).to(self.weight_dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        """``input``: any shape, int64 or int32. Returns (..., embedding_dim) in ``weight_dtype``."""
+        self._check_ids(input)
+        return self._rows(input).to(self.weight_dtype)
 
     def to_dense(self) -> nn.Embedding:
         options = {"device": self.scale.device, "dtype": self.weight_dtype}

@@ -153,14 +153,14 @@ class Int4Linear(PackedModule):
     def num_params(self) -> int:
         return self.out_features * self.in_features + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if tracing():
             packed, bias = self.packed, self.bias
         else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
             packed, bias = self._buffers["packed"], self._buffers["bias"]
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != packed.device:
-            self._refuse(x)
-        return int4_linear_packed(x, packed, bias, *self._format(), self.int8_activations, self.activation, self._kernel)
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != packed.device:
+            self._refuse(input)
+        return int4_linear_packed(input, packed, bias, *self._format(), self.int8_activations, self.activation, self._kernel)
 
     def _refuse(self, x: Tensor) -> None:
         check_input("Int4Linear", x)

@@ -111,11 +111,11 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         kept = parse_nm("Int8Sparse24Linear", self.pattern).kept(self.in_features)
         return self.out_features * kept + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
-            check_input("Int8Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != self.scale.device:
+            check_input("Int8Sparse24Linear", input, self.in_features, self.weight_shape, self._device)
         return int8_sparse24_linear_packed(
-            x,
+            input,
             self.packed,
             self.scale,
             self.bias,

@@ -119,14 +119,13 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
             return None
         return fallback_reason("int8_weight_linear", self.packed.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            self._refuse_dtype(x)
-        if x.shape[-1:] != (self.in_features,) or x.device != self.scale.device:
-            raise ValueError(
-                f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {tuple(x.shape)} on {x.device}"
-            )
-        return int8_weight_linear_unchecked(x, self.packed, self.scale, self.bias, self._kernel)
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            self._refuse_dtype(input)
+        if input.shape[-1:] != (self.in_features,) or input.device != self.scale.device:
+            got = f"{tuple(input.shape)} on {input.device}"
+            raise ValueError(f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {got}")
+        return int8_weight_linear_unchecked(input, self.packed, self.scale, self.bias, self._kernel)
 
     def to_dense(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
@@ -180,10 +179,10 @@ class Int8WeightOnlyConv2d(_Int8WeightOnly):
     def _geometry(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            self._refuse_dtype(x)
-        return F.conv2d(x, *self._float(x.dtype), **self._geometry())
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            self._refuse_dtype(input)
+        return F.conv2d(input, *self._float(input.dtype), **self._geometry())
 
     def to_dense(self) -> nn.Conv2d:
         options = {"bias": self.bias is not None, "device": self.scale.device, "dtype": self.weight_dtype}

@@ -70,11 +70,11 @@ class Sparse24Linear(Sparse24Weight):
         kept = parse_nm("Sparse24Linear", self.pattern).kept(self.in_features)
         return self.out_features * kept + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.packed.device:
-            check_input("Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != self.packed.device:
+            check_input("Sparse24Linear", input, self.in_features, self.weight_shape, self._device)
         return sparse24_linear_packed(
-            x, self.packed, self.bias, self.out_features, self.in_features, self.pattern, self.activation, self._kernel
+            input, self.packed, self.bias, self.out_features, self.in_features, self.pattern, self.activation, self._kernel
         )
 
     def to_dense(self) -> nn.Linear:

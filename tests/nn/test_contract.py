@@ -9,9 +9,11 @@ from torch import nn
 
 import pycompress as pc
 from pycompress.nn import (
+    Int4Embedding,
     Int4Linear,
     Int8Conv1d,
     Int8Conv2d,
+    Int8Embedding,
     Int8Linear,
     Int8Sparse24Conv2d,
     Int8Sparse24Linear,
@@ -20,6 +22,8 @@ from pycompress.nn import (
     Sparse24Conv2d,
     Sparse24Linear,
 )
+from pycompress.nn.channels_last_max_pool import ChannelsLastMaxPool2d
+from pycompress.nn.relu_unless_int8 import ReLUUnlessInt8
 from pycompress.ops import sparse24_mask
 
 
@@ -75,3 +79,35 @@ def test_the_dtype_of_weight_follows_casts(layer, original):
     assert torch.equal(layer.float().weight, exact), "a cast rounds what is shown, not what is stored"
     assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in state.items())
     assert layer.half().to("meta").weight.dtype == torch.float16
+
+
+EMBEDDINGS = [Int8Embedding(9, 4), Int4Embedding(9, 4)]
+
+
+@pytest.mark.parametrize("layer", [*(layer for layer, _ in layers()), *EMBEDDINGS], ids=lambda m: type(m).__name__)
+def test_the_input_may_be_given_by_the_name_that_torch_gives_it(layer):
+    x = torch.ones(2, *layer.weight.shape[1:2], *[5] * (layer.weight.dim() - 2), dtype=torch.long if "Embedding" in repr(layer) else None)
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_so_it_may_for_the_layers_that_stand_where_an_activation_or_a_pooling_was():
+    x = torch.randn(1, 64, 6, 6)
+    assert torch.equal(ReLUUnlessInt8()(input=x), x.relu())
+    assert torch.equal(ChannelsLastMaxPool2d(2)(input=x), nn.MaxPool2d(2)(x))
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.linear = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.linear(input=self.relu(input=self.conv(input=x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("config", [pc.Int8Dynamic(), pc.Int8Static(), pc.Int8WeightOnly(), pc.Int4WeightOnly(group_size=32)])
+def test_a_model_that_calls_its_layers_by_keyword(config):
+    torch.manual_seed(0)
+    model, x = Keyword().eval(), torch.randn(2, 3, 8, 8)
+    quantized = pc.quantize(model, config, data=[x], example_inputs=x, progress=False)
+    assert (quantized(x) - model(x)).norm() < 0.2 * model(x).norm()
