@@ -56,6 +56,8 @@ class Entry:
     """Buffers that are not part of the state_dict."""
     weight_dtype: str | None = None
     """Of a compressed layer: the name in ``DTYPES`` of the type of its ``weight``, None for float32, as in files that do not have it."""
+    note: str | None = None
+    """Why the layer was left as it is, for ``pycompress.report``."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _entry(path: str, data: Any) -> Entry:
     dtype = data.get("weight_dtype")
     if dtype is not None and (type(dtype) is not str or dtype not in DTYPES or not DTYPES[dtype].is_floating_point):
         raise CheckpointError(f"its {reader.where} must have a floating-point 'weight_dtype', got {dtype!r}")
-    return Entry(reader.get("type", str), config, attributes, tuple(none), tuple(transient), dtype)
+    note = reader.get("note", str) if "note" in data else None
+    return Entry(reader.get("type", str), config, attributes, tuple(none), tuple(transient), dtype, note)
 
 
 def _stored(name: str, row: Any) -> Stored:

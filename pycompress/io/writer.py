@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..atomic import atomic_path
-from ..nn.base import LAYERS, CompressedModule
+from ..nn.base import LAYERS, CompressedModule, get_note
 from ..nn.state import layers, own_slots
 from ..nn.surgery import all_names
 from ..nn.untouched import untouched
@@ -92,12 +92,12 @@ def _entry(path: str, module: nn.Module) -> Entry:
         if kind.__name__ not in LAYERS or LAYERS[kind.__name__] is not kind:
             raise TypeError(f"save: compressed layer {path!r} must be registered in pycompress.nn.LAYERS, got {kind.__name__}")
         dtype = None if module.weight_dtype == torch.float32 else dtype_name(module.weight_dtype)
-        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), (), dtype)
+        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), (), dtype, get_note(module))
     if getattr(kind, "get_extra_state", None) is not nn.Module.get_extra_state:
         raise TypeError(f"save: module {path!r} ({kind.__name__}) has extra state, which a file without pickle cannot hold")
     none = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is None]
     transient = [name for name in module._buffers if name in module._non_persistent_buffers_set]
-    return Entry(kind.__name__, None, simple_attributes(module), tuple(none), tuple(transient))
+    return Entry(kind.__name__, None, simple_attributes(module), tuple(none), tuple(transient), note=get_note(module))
 
 
 # An attribute with an underscore that nn.Conv2d derives from its padding and reads in forward.

@@ -75,8 +75,8 @@ class CompressedModule(nn.Module):
 _NOTE = "_pycompress_note"
 
 
-def set_note(module: nn.Module, text: str) -> None:
-    """Attach the reason why a layer was left as it is; ``pycompress.report`` shows it."""
+def set_note(module: nn.Module, text: str | None) -> None:
+    """Attach the reason why a layer was left as it is, None takes it away; ``pycompress.report`` shows it, checkpoints keep it."""
     object.__setattr__(module, _NOTE, text)
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import pycompress
 from pycompress.io import load, read_manifest, save
 from pycompress.nn import LAYERS, Int8Conv2d, Int8Linear
-from pycompress.nn.base import CompressedModule
+from pycompress.nn.base import CompressedModule, get_note, set_note
 from pycompress.nn.surgery import replace
 
 
@@ -389,6 +389,31 @@ def test_files_name_the_dtype_of_a_weight_only_if_it_is_not_float32(path):
     assert load(path).weight.dtype == torch.float32
     save(Int8Linear.from_float(nn.Linear(5, 3).bfloat16()), path)
     assert read_manifest(path)["modules"][""]["weight_dtype"] == "BF16"
+
+
+def test_the_reasons_of_layers_come_back(path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.tanh, self.lstm, self.last = nn.Linear(16, 16), nn.Tanh(), nn.LSTM(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.last(self.lstm(self.tanh(self.first(x)))[0])
+
+    def reasons(model):
+        return {layer.name: layer.reason for layer in pycompress.report(model, x, measure=False).layers}
+
+    x = torch.randn(3, 16)
+    model = pycompress.quantize(Mixed().eval(), pycompress.Int8Dynamic(), ignore=["last"])
+    set_note(model.first, "a reason of a compressed layer")
+    skeleton = Mixed()
+    set_note(skeleton.tanh, "of some other time")
+    loaded = check(model, skeleton, path, x)
+    assert reasons(loaded) == reasons(model)
+    assert get_note(model.lstm) and get_note(loaded.lstm) == get_note(model.lstm)
+    assert get_note(loaded.last) == "left as it is: named in ignore"
+    assert get_note(loaded.first) == "a reason of a compressed layer" and get_note(loaded.tanh) is None
+    assert get_note(skeleton.tanh) == "of some other time"
 
 
 def test_metadata(path):
