@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
 
     The file appears whole or not at all; the model stays as it was. Raises ``TypeError`` for what such a file cannot
     hold: a compressed layer that is not in ``pycompress.nn.LAYERS``, modules with extra state, complex or sparse tensors.
+    Warns about a model that simulates quantized activations: the original architecture will not do as its skeleton.
 
     >>> save(model, "small.safetensors", metadata={"accuracy": 0.98})
     """
@@ -41,11 +43,24 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     user = _checked_metadata(metadata)
     model = getattr(model, "_orig_mod", model)  # torch.compile
     model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+    _warn_of_simulation(model)
     with untouched(model):
         manifest, tensors = _describe(model, user)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={KEY: manifest.to_json()})
     return Path(path)
+
+
+def _warn_of_simulation(model: nn.Module) -> None:
+    """Quantizers of activations are modules that the original does not have. (Those of weights are parametrizations, no part of a file.)"""
+    for path, module in layers(model).items():
+        if type(module).__module__.startswith("pycompress.quantization."):
+            warnings.warn(
+                f"save: {path!r} simulates quantized activations in float: to load this file, prepare or quantize the original with "
+                "the same config first and give that as skeleton",
+                stacklevel=3,
+            )
+            return
 
 
 def _describe(model: nn.Module, metadata: dict[str, Any]) -> tuple[Manifest, dict[str, Tensor]]:

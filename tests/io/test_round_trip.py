@@ -501,6 +501,23 @@ def test_every_registered_layer_makes_the_round_trip(name, path):
     assert made, f"no float layer in FLOAT_LAYERS suits {name}"
 
 
+def test_simulated_activations_are_warned_about_and_load_on_a_model_made_the_same_way(path, recwarn):
+    config, x = pycompress.FakeQuant(activation_bits=8), torch.randn(2, 8)
+    original = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    simulated = pycompress.quantize(original, config)
+    with pytest.warns(
+        UserWarning, match=r"save: '0\.input_quantizer' simulates quantized activations in float: to load this file"
+    ) as caught:
+        save(simulated, path)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.raises(ValueError, match=r"the skeleton has no module '0\.input_quantizer'"):
+        load(path, original)
+    assert torch.equal(load(path, pycompress.quantize(original, config))(x), simulated(x))
+    recwarn.clear()
+    save(pycompress.quantize(original, pycompress.FakeQuant(bits=4)), path)
+    assert not recwarn.list and load(path, original) is not None
+
+
 # ---- what a file cannot hold ----
 
 
