@@ -28,7 +28,8 @@ class CompressedModule(nn.Module):
 
     weight_dtype: torch.dtype = torch.float32
     """dtype of the float layer that this one stands for, hence of ``weight``. Casts of the model (``.half()``) change it and nothing else:
-    what is stored keeps its type. A default of the class, for layers that were pickled before it existed."""
+    what is stored keeps its type. As with any layer, a ``state_dict`` does not change it; files of ``pycompress.save`` hold it.
+    A default of the class, for layers that were pickled before it existed."""
 
     @property
     def kernel(self) -> str:

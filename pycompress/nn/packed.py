@@ -77,7 +77,10 @@ class PackedModule(CompressedModule):
         problem = None if missing or wrong else self._canonical_error({name: t for name, t in tensors.items() if t is not None})
         missing_keys.extend(missing)
         error_msgs.extend(wrong if problem is None else [f"{type(self).__name__}: {prefix}{problem}"])
+        dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name, dtype in dtypes.items():  # assign=True takes tensors as they come, and kernels read float32 only
+            self._buffers[name] = self._buffers[name].to(dtype)
         if not missing and not wrong and problem is None:
             device = self._device
             self._set_canonical({name: tensor.detach().to(device) for name, tensor in tensors.items()})

@@ -111,3 +111,14 @@ def test_a_model_that_calls_its_layers_by_keyword(config):
     model, x = Keyword().eval(), torch.randn(2, 3, 8, 8)
     quantized = pc.quantize(model, config, data=[x], example_inputs=x, progress=False)
     assert (quantized(x) - model(x)).norm() < 0.2 * model(x).norm()
+
+
+@pytest.mark.parametrize(("layer", "original"), list(layers()), ids=lambda m: type(m).__name__)
+def test_assigned_half_tensors_become_what_the_kernels_read(layer, original):
+    """The tensors that stay float32 on ``.half()`` do so when a state in half precision is loaded, too."""
+    state = {name: t.half() if t.is_floating_point() and name not in layer.canonical else t for name, t in layer.state_dict().items()}
+    copied, assigned = copy.deepcopy(layer), copy.deepcopy(layer)
+    copied.load_state_dict(state)
+    assigned.load_state_dict(state, assign=True)
+    x = torch.randn(2, *original.weight.shape[1:2], *[5] * (original.weight.dim() - 2))
+    assert torch.equal(assigned(x), copied(x)) and torch.isfinite(assigned(x)).all()
