@@ -1,7 +1,7 @@
 """The ``pycompress`` command: one file per subcommand, each imports what it needs when it runs.
 
-Built on typer and rich (the extra ``cli``). ``pycompress doctor`` works without them, so that a broken or partial
-installation can still say what is wrong with it.
+Built on typer and rich (the extra ``cli``). ``pycompress doctor`` and ``--version`` work without them, so that a broken or
+partial installation can still say what is wrong with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, prog_name="pycompress")
 
 
+def version_line() -> str:
+    from .. import __version__
+
+    return f"pycompress {__version__}"
+
+
 def _without_typer(arguments: list[str], missing: str) -> None:
+    if arguments == ["--version"]:
+        sys.stdout.write(version_line() + "\n")
+        return
     if arguments[:1] != ["doctor"] or not set(arguments[1:]) <= {"--json"}:
         sys.exit(f"pycompress: this command needs the package {missing}, which is not installed; pip install 'pycompress[cli]'")
     from ..doctor import render

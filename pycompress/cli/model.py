@@ -36,6 +36,8 @@ def open_model(source: str, skeleton: str | None) -> nn.Module:
 def _imported(spec: str) -> nn.Module:
     from torch import nn
 
+    from ..io.structure import first_line
+
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
         raise typer.BadParameter(f"expected an existing file or module:factory, got {spec!r}")
@@ -47,7 +49,12 @@ def _imported(spec: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise typer.BadParameter(f"{spec!r}: {error}") from error
-    model = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # whatever the user's own module does when it is imported
+        raise typer.BadParameter(f"importing {spec!r} raised {first_line(error)}") from error
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # it is the user's own function
+        raise typer.BadParameter(f"calling {spec!r} raised {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise typer.BadParameter(f"{spec!r} must be or return a torch.nn.Module, got {type(model).__name__}")
     return model.eval()
@@ -74,3 +81,25 @@ def make_inputs(shapes: list[str], seed: int) -> tuple[Tensor, ...]:
         else:
             inputs.append(torch.randn(shape, generator=generator))
     return tuple(inputs)
+
+
+def check_runs(model: nn.Module, inputs: tuple[Tensor, ...], shapes: list[str]) -> None:
+    """Run the model once, so that inputs it rejects (a wrong size, ids beyond its vocabulary) are an error of the command line."""
+    from ..io.structure import first_line
+    from ..nn.untouched import untouched
+
+    try:
+        with untouched(model):
+            model(*inputs)
+    except Exception as error:  # whatever the user's model makes of them
+        raise typer.BadParameter(f"the model does not run on --input {' '.join(shapes)}: {first_line(error)}") from error
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Refuse, before anything takes time, a file that could not be written in the end."""
+    if path.is_dir():
+        raise typer.BadParameter(f"{option} must be a file, {path} is a folder")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"{option} {path}: the folder {path.parent} cannot be written to")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .model import make_inputs, open_model
+from .model import check_runs, check_writable, make_inputs, open_model
 
 
 def command(
@@ -25,8 +25,11 @@ def command(
     """Per layer: format, kernel that runs, parameters, bytes, MACs, time, and the reason for any fallback."""
     from .. import report
 
-    model = open_model(source, skeleton)
-    facts = report(model, make_inputs(shapes, seed), measure=measure, threads=threads)
+    if html is not None:
+        check_writable("--html", html)
+    model, inputs = open_model(source, skeleton), make_inputs(shapes, seed)
+    check_runs(model, inputs, shapes)
+    facts = report(model, inputs, measure=measure, threads=threads)
     if html is not None:
         facts.html(html)
     typer.echo(facts.to_json() if as_json else facts.text())

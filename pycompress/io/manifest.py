@@ -54,6 +54,10 @@ class Entry:
     """Parameters and buffers that are None, e.g. ``("bias",)``."""
     transient: tuple[str, ...]
     """Buffers that are not part of the state_dict."""
+    weight_dtype: str | None = None
+    """Of a compressed layer: the name in ``DTYPES`` of the type of its ``weight``, None for float32, as in files that do not have it."""
+    note: str | None = None
+    """Why the layer was left as it is, for ``pycompress.report``."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,11 @@ def _entry(path: str, data: Any) -> Entry:
     if not all(isinstance(name, str) for name in (*none, *transient)):
         raise CheckpointError(f"its {reader.where} must have names in 'none' and 'transient'")
     config = reader.get("config", dict) if "config" in data else None
-    return Entry(reader.get("type", str), config, attributes, tuple(none), tuple(transient))
+    dtype = data.get("weight_dtype")
+    if dtype is not None and (type(dtype) is not str or dtype not in DTYPES or not DTYPES[dtype].is_floating_point):
+        raise CheckpointError(f"its {reader.where} must have a floating-point 'weight_dtype', got {dtype!r}")
+    note = reader.get("note", str) if "note" in data else None
+    return Entry(reader.get("type", str), config, attributes, tuple(none), tuple(transient), dtype, note)
 
 
 def _stored(name: str, row: Any) -> Stored:
@@ -188,7 +196,7 @@ def _stored(name: str, row: Any) -> Stored:
 
 
 def _row(stored: Stored) -> list[Any]:
-    return [_name(stored.dtype), stored.shape, *([] if stored.order is None else [stored.order])]
+    return [dtype_name(stored.dtype), stored.shape, *([] if stored.order is None else [stored.order])]
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -211,10 +219,12 @@ def _check_header(manifest: Manifest, header: Mapping[str, tuple[str, list[int]]
     for name, (dtype, shape) in header.items():
         stored = manifest.tensors[name]
         if DTYPES.get(dtype) != stored.dtype or tuple(shape) != stored.shape:
-            raise CheckpointError(f"tensor {name!r} is {dtype} {list(shape)}, the manifest says {_name(stored.dtype)} {list(stored.shape)}")
+            raise CheckpointError(
+                f"tensor {name!r} is {dtype} {list(shape)}, the manifest says {dtype_name(stored.dtype)} {list(stored.shape)}"
+            )
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.base import LAYERS, CompressedModule
+from ..nn.base import LAYERS, CompressedModule, set_note
 from ..nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from ..nn.parametrized import remove_parametrizations
 from ..nn.relu_unless_int8 import ReLUUnlessInt8
 from ..nn.state import layers
 from ..nn.surgery import all_names, replace
-from .manifest import CheckpointError, Entry, Manifest, Simple, is_number
+from .manifest import DTYPES, CheckpointError, Entry, Manifest, Simple, is_number
 from .writer import _DERIVED, has_text, is_torch_layer
 
 _BUILDABLE: dict[str, type[nn.Module]] = {
@@ -53,6 +53,7 @@ def rebuild(skeleton: nn.Module, manifest: Manifest) -> nn.Module:
             skeleton = replace(skeleton, found[path], layer)
         if entry.config is None:
             _set_attributes(path, layer or found[path], entry)
+            set_note(layer or found[path], entry.note)  # compressed layers are built again when their tensors are read
     return skeleton
 
 
@@ -63,9 +64,12 @@ def build_compressed(path: str, entry: Entry, device: str) -> CompressedModule:
     assert entry.config is not None
     try:
         with torch.device(device):
-            return LAYERS[entry.type].from_config(entry.config)
+            layer = LAYERS[entry.type].from_config(entry.config)
     except Exception as error:  # whatever a layer makes of arguments that nobody has checked before
         raise CheckpointError(f"module {path!r} cannot be built as {entry.type} ({first_line(error)})") from error
+    layer.weight_dtype = DTYPES[entry.weight_dtype or "F32"]
+    set_note(layer, entry.note)
+    return layer
 
 
 def _remove_parametrizations(model: nn.Module) -> None:

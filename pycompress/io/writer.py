@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +17,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..atomic import atomic_path
-from ..nn.base import LAYERS, CompressedModule
+from ..nn.base import LAYERS, CompressedModule, get_note
 from ..nn.state import layers, own_slots
 from ..nn.surgery import all_names
 from ..nn.untouched import untouched
-from .manifest import DTYPES, KEY, Entry, Manifest, Simple, Stored, is_simple
+from .manifest import DTYPES, KEY, Entry, Manifest, Simple, Stored, dtype_name, is_simple
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -33,6 +34,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
 
     The file appears whole or not at all; the model stays as it was. Raises ``TypeError`` for what such a file cannot
     hold: a compressed layer that is not in ``pycompress.nn.LAYERS``, modules with extra state, complex or sparse tensors.
+    Warns about a model that simulates quantized activations: the original architecture will not do as its skeleton.
 
     >>> save(model, "small.safetensors", metadata={"accuracy": 0.98})
     """
@@ -41,11 +43,24 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     user = _checked_metadata(metadata)
     model = getattr(model, "_orig_mod", model)  # torch.compile
     model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+    _warn_of_simulation(model)
     with untouched(model):
         manifest, tensors = _describe(model, user)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={KEY: manifest.to_json()})
     return Path(path)
+
+
+def _warn_of_simulation(model: nn.Module) -> None:
+    """Quantizers of activations are modules that the original does not have. (Those of weights are parametrizations, no part of a file.)"""
+    for path, module in layers(model).items():
+        if type(module).__module__.startswith("pycompress.quantization."):
+            warnings.warn(
+                f"save: {path!r} simulates quantized activations in float: to load this file, prepare or quantize the original with "
+                "the same config first and give that as skeleton",
+                stacklevel=3,
+            )
+            return
 
 
 def _describe(model: nn.Module, metadata: dict[str, Any]) -> tuple[Manifest, dict[str, Tensor]]:
@@ -91,12 +106,13 @@ def _entry(path: str, module: nn.Module) -> Entry:
     if isinstance(module, CompressedModule):
         if kind.__name__ not in LAYERS or LAYERS[kind.__name__] is not kind:
             raise TypeError(f"save: compressed layer {path!r} must be registered in pycompress.nn.LAYERS, got {kind.__name__}")
-        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), ())
+        dtype = None if module.weight_dtype == torch.float32 else dtype_name(module.weight_dtype)
+        return Entry(kind.__name__, json.loads(json.dumps(module.config())), {}, (), (), dtype, get_note(module))
     if getattr(kind, "get_extra_state", None) is not nn.Module.get_extra_state:
         raise TypeError(f"save: module {path!r} ({kind.__name__}) has extra state, which a file without pickle cannot hold")
     none = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is None]
     transient = [name for name in module._buffers if name in module._non_persistent_buffers_set]
-    return Entry(kind.__name__, None, simple_attributes(module), tuple(none), tuple(transient))
+    return Entry(kind.__name__, None, simple_attributes(module), tuple(none), tuple(transient), note=get_note(module))
 
 
 # An attribute with an underscore that nn.Conv2d derives from its padding and reads in forward.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,19 @@ LAYERS: Registry[type[CompressedModule]] = Registry("compressed layer")
 class CompressedModule(nn.Module):
     """A drop-in layer that owns compressed weights.
 
+    ``forward`` names its argument ``input``, as torch's layers do, so that calls by keyword go on working.
+
     The packed form a kernel wants is private and made per machine. ``state_dict`` holds the canonical tensors
     only, so a checkpoint written on one machine loads on any other.
     """
 
     format: str = ""
     """Human name of the storage format, e.g. ``"int8 dynamic"``."""
+
+    weight_dtype: torch.dtype = torch.float32
+    """dtype of the float layer that this one stands for, hence of ``weight``. Casts of the model (``.half()``) change it and nothing else:
+    what is stored keeps its type. As with any layer, a ``state_dict`` does not change it; files of ``pycompress.save`` hold it.
+    A default of the class, for layers that were pickled before it existed."""
 
     @property
     def kernel(self) -> str:
@@ -47,7 +55,7 @@ class CompressedModule(nn.Module):
         return sum(t.numel() * t.element_size() for t in self.state_dict().values() if isinstance(t, torch.Tensor))
 
     def to_dense(self) -> nn.Module:
-        """The float layer with the same (dequantized) weights."""
+        """The float layer with the same (dequantized) weights, in ``weight_dtype``."""
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
@@ -58,12 +66,18 @@ class CompressedModule(nn.Module):
     def from_config(cls, config: dict[str, Any]) -> CompressedModule:
         return cls(**config)
 
+    def _follow_cast(self, fn: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
+        """For ``_apply``: ``weight_dtype`` becomes what ``fn`` makes of a parameter of that type."""
+        dtype = fn(torch.empty((), dtype=self.weight_dtype, device=device)).dtype
+        if dtype.is_floating_point:
+            self.weight_dtype = dtype
+
 
 _NOTE = "_pycompress_note"
 
 
-def set_note(module: nn.Module, text: str) -> None:
-    """Attach the reason why a layer was left as it is; ``pycompress.report`` shows it."""
+def set_note(module: nn.Module, text: str | None) -> None:
+    """Attach the reason why a layer was left as it is, None takes it away; ``pycompress.report`` shows it, checkpoints keep it."""
     object.__setattr__(module, _NOTE, text)
 
 

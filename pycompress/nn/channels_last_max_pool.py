@@ -19,7 +19,7 @@ class ChannelsLastMaxPool2d(nn.MaxPool2d):
     >>> y = ChannelsLastMaxPool2d(3, stride=2, padding=1)(torch.randn(1, 64, 112, 112))
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.device.type != "cpu" or x.shape[1] < _LEAST_CHANNELS or not x.is_contiguous() or tracing():
-            return super().forward(x)
-        return super().forward(x.contiguous(memory_format=torch.channels_last)).contiguous()
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4 or input.device.type != "cpu" or input.shape[1] < _LEAST_CHANNELS or not input.is_contiguous() or tracing():
+            return super().forward(input)
+        return super().forward(input.contiguous(memory_format=torch.channels_last)).contiguous()

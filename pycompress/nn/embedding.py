@@ -17,9 +17,12 @@ from .base import LAYERS, CompressedModule
 
 
 class _QuantizedEmbedding(CompressedModule):
-    """``weight`` (integers) and ``scale`` (float32) are ordinary buffers, canonical as they are; integers never change on ``.half()``."""
+    """Integers and ``scale`` (float32) are ordinary buffers, canonical as they are; neither changes on ``.half()``, rows that come out do.
 
-    weight: Tensor
+    The integers are the buffer ``"weight"``, their name in every ``state_dict``. The attribute ``weight`` is the float table, as models
+    expect that slice it and add it; assigning to it stores integers.
+    """
+
     scale: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
@@ -38,7 +41,8 @@ class _QuantizedEmbedding(CompressedModule):
             raise ValueError(f"{where}: embedding must have max_norm=None, got {embedding.max_norm}: it would rewrite rows on look-up")
 
     def _apply(self, fn, recurse: bool = True):
-        """Casts (``.half()``) leave scales in float32."""
+        """Casts (``.half()``) leave scales in float32, ``weight_dtype`` follows them."""
+        self._follow_cast(fn, self.scale.device)
         for name, buffer in list(self._buffers.items()):
             if buffer is not None:
                 moved = fn(buffer)
@@ -60,6 +64,24 @@ class _QuantizedEmbedding(CompressedModule):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     @property
+    def int_weight(self) -> Tensor:
+        """The integers that are stored."""
+        return self._buffers["weight"]  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table in ``weight_dtype``, dequantized on every access."""
+        return self._dequantized().to(self.weight_dtype)
+
+    @weight.setter
+    def weight(self, integers: Tensor) -> None:
+        self._buffers["weight"] = integers  # register_buffer refuses the name of a property
+
+    def _dequantized(self) -> Tensor:
+        """The whole table in float32."""
+        raise NotImplementedError
+
+    @property
     def kernel(self) -> str:
         return "torch"
 
@@ -79,15 +101,16 @@ class _QuantizedEmbedding(CompressedModule):
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"{type(self).__name__}: ids must be an int64 or int32 tensor, got {got}")
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``ids``: any shape, int64 or int32. Returns (..., embedding_dim) float32."""
-        self._check_ids(ids)
-        return self._rows(ids)
+    def forward(self, input: Tensor) -> Tensor:
+        """``input``: any shape, int64 or int32. Returns (..., embedding_dim) in ``weight_dtype``."""
+        self._check_ids(input)
+        return self._rows(input).to(self.weight_dtype)
 
     def to_dense(self) -> nn.Embedding:
-        dense = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device=self.weight.device)
+        options = {"device": self.scale.device, "dtype": self.weight_dtype}
+        dense = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, **options)
         with torch.no_grad():
-            dense.weight.copy_(self._rows(torch.arange(self.num_embeddings, device=self.weight.device)))
+            dense.weight.copy_(self.weight)
         return dense.train(self.training)
 
     def config(self) -> dict[str, Any]:
@@ -102,7 +125,7 @@ class _QuantizedEmbedding(CompressedModule):
 class Int8Embedding(_QuantizedEmbedding):
     """Drop-in for ``nn.Embedding``: int8 rows, one scale per row. A quarter of the memory, no gradient for the table.
 
-    Equals ``F.embedding(ids, weight * scale[:, None])``. ``padding_idx`` is kept for ``to_dense``.
+    Equals ``F.embedding(ids, int_weight * scale[:, None])``. ``padding_idx`` is kept for ``to_dense``.
 
     >>> table = Int8Embedding.from_float(nn.Embedding(1000, 64))
     """
@@ -111,7 +134,7 @@ class Int8Embedding(_QuantizedEmbedding):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx)
-        self.register_buffer("weight", torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8))
+        self.weight = torch.zeros(num_embeddings, embedding_dim, dtype=torch.int8)
         self.register_buffer("scale", torch.ones(num_embeddings, dtype=torch.float32))
 
     @classmethod
@@ -120,18 +143,21 @@ class Int8Embedding(_QuantizedEmbedding):
         cls._check(embedding)
         weight, scale = quantize_weight(embedding.weight)
         table = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx).to(weight.device)
-        table.weight, table.scale = weight, scale
+        table.weight, table.scale, table.weight_dtype = weight, scale, embedding.weight.dtype
         return table.train(embedding.training)
 
+    def _dequantized(self) -> Tensor:
+        return self.int_weight.float() * self.scale[:, None]
+
     def _rows(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight).float() * F.embedding(ids, self.scale[:, None])
+        return F.embedding(ids, self.int_weight).float() * F.embedding(ids, self.scale[:, None])
 
 
 @LAYERS.register("Int4Embedding")
 class Int4Embedding(_QuantizedEmbedding):
     """Drop-in for ``nn.Embedding``: int4 rows with a scale per group (format of ``pycompress.ops.int4``). No gradient for the table.
 
-    Equals ``F.embedding(ids, dequantize_int4(weight, scale, zero_point, embedding_dim, group_size))``.
+    Equals ``F.embedding(ids, dequantize_int4(int_weight, scale, zero_point, embedding_dim, group_size))``.
 
     >>> table = Int4Embedding.from_float(nn.Embedding(1000, 64), group_size=32)
     """
@@ -145,7 +171,7 @@ class Int4Embedding(_QuantizedEmbedding):
         check_group_size("Int4Embedding", group_size)
         self.group_size, self.symmetric = group_size, symmetric
         groups = (num_embeddings, num_groups(embedding_dim, group_size))
-        self.register_buffer("weight", torch.zeros(num_embeddings, -(-embedding_dim // 2), dtype=torch.uint8))
+        self.weight = torch.zeros(num_embeddings, -(-embedding_dim // 2), dtype=torch.uint8)
         self.register_buffer("scale", torch.zeros(groups, dtype=torch.float32))
         self.register_buffer("zero_point", None if symmetric else torch.zeros(groups, dtype=torch.uint8))
 
@@ -157,16 +183,20 @@ class Int4Embedding(_QuantizedEmbedding):
         weight, scale, zero_point = quantize_weight_int4(embedding.weight, group_size, symmetric)
         sizes = (embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx)
         table = cls(*sizes, group_size=group_size, symmetric=symmetric).to(weight.device)
-        table.weight, table.scale, table.zero_point = weight, scale, zero_point
+        table.weight, table.scale, table.zero_point, table.weight_dtype = weight, scale, zero_point, embedding.weight.dtype
         return table.train(embedding.training)
 
     @property
     def format(self) -> str:  # type: ignore[override]
         return f"int4 embedding{'' if self.symmetric else ' asymmetric'}, groups of {self.group_size}"
 
+    def _dequantized(self) -> Tensor:
+        return dequantize_int4(self.int_weight, self.scale, self.zero_point, self.embedding_dim, self.group_size)
+
     def _rows(self, ids: Tensor) -> Tensor:
         zero_point = None if self.zero_point is None else F.embedding(ids, self.zero_point)
-        return dequantize_int4(F.embedding(ids, self.weight), F.embedding(ids, self.scale), zero_point, self.embedding_dim, self.group_size)
+        rows, scale = F.embedding(ids, self.int_weight), F.embedding(ids, self.scale)
+        return dequantize_int4(rows, scale, zero_point, self.embedding_dim, self.group_size)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "group_size": self.group_size, "symmetric": self.symmetric}

@@ -96,7 +96,7 @@ class Int4Linear(PackedModule):
         has_bias = linear.bias is not None
         options = {"group_size": group_size, "symmetric": symmetric, "int8_activations": int8_activations, "activation": activation}
         layer = cls(linear.in_features, linear.out_features, has_bias, **options)
-        layer.to(weight.device)
+        layer.to(weight.device).weight_dtype = linear.weight.dtype
         if layer.bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(linear.bias)
@@ -119,8 +119,7 @@ class Int4Linear(PackedModule):
     def _format(self) -> tuple[int, int, int, bool]:
         return self.out_features, self.in_features, self.group_size, not self.symmetric
 
-    @property
-    def weight(self) -> Tensor:
+    def _dequantized(self) -> Tensor:
         return dequantize_packed(self.packed, *self._format(), self._kernel)
 
     @property
@@ -154,14 +153,14 @@ class Int4Linear(PackedModule):
     def num_params(self) -> int:
         return self.out_features * self.in_features + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if tracing():
             packed, bias = self.packed, self.bias
         else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
             packed, bias = self._buffers["packed"], self._buffers["bias"]
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != packed.device:
-            self._refuse(x)
-        return int4_linear_packed(x, packed, bias, *self._format(), self.int8_activations, self.activation, self._kernel)
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != packed.device:
+            self._refuse(input)
+        return int4_linear_packed(input, packed, bias, *self._format(), self.int8_activations, self.activation, self._kernel)
 
     def _refuse(self, x: Tensor) -> None:
         check_input("Int4Linear", x)
@@ -171,7 +170,7 @@ class Int4Linear(PackedModule):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

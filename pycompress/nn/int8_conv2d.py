@@ -150,7 +150,7 @@ class Int8Conv2d(Int8ActivationModule):
         )
         if tuple(weight.shape) != layer.weight_shape or weight.dtype != torch.int8:
             raise ValueError(f"{where}: weight must be int8 {layer.weight_shape}, got {weight.dtype} {tuple(weight.shape)}")
-        layer.to(weight.device)
+        layer.to(weight.device).weight_dtype = conv.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if conv.bias is not None:
@@ -173,6 +173,7 @@ class Int8Conv2d(Int8ActivationModule):
         state = self.state_dict() | {"out_scale": torch.tensor(out_scale)}
         if out_zero_point is not None:
             state["out_zero_point"] = torch.tensor(out_zero_point, dtype=torch.int32)
+        layer.weight_dtype = self.weight_dtype
         layer.to(self.scale.device).load_state_dict(state)
         return layer.train(self.training)
 
@@ -210,21 +211,21 @@ class Int8Conv2d(Int8ActivationModule):
 
     def forward(
         self,
-        x: Tensor,
+        input: Tensor,
         residual: Tensor | None = None,
         residual_scale: float | None = None,
         residual_zero_point: int | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """x (N, C, H, W) or (C, H, W), float or, for a static layer, int8. ``residual`` is added before the activation.
+        """input (N, C, H, W) or (C, H, W), float or, for a static layer, int8. ``residual`` is added before the activation.
 
-        ``out_dtype``: float type of the result, by default that of ``x`` (float32 for int8).
+        ``out_dtype``: float type of the result, by default that of ``input`` (float32 for int8).
         """
-        if x.dim() == len(self.kernel_size) + 1:
+        if input.dim() == len(self.kernel_size) + 1:
             residual = None if residual is None else residual.unsqueeze(0)
-            y = self._convolve(view_of(x, x.unsqueeze(0)), residual, residual_scale, residual_zero_point, out_dtype)
+            y = self._convolve(view_of(input, input.unsqueeze(0)), residual, residual_scale, residual_zero_point, out_dtype)
             return view_of(y, y.squeeze(0))
-        return self._convolve(x, residual, residual_scale, residual_zero_point, out_dtype)
+        return self._convolve(input, residual, residual_scale, residual_zero_point, out_dtype)
 
     def _convolve(self, x, residual, residual_scale, residual_zero_point, out_dtype) -> Tensor:
         if tracing():
@@ -273,6 +274,7 @@ class Int8Conv2d(Int8ActivationModule):
             self.groups,
             self.bias is not None,
             device=self.scale.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

@@ -83,7 +83,7 @@ class Int8Linear(Int8ActivationModule):
             asymmetric=asymmetric or x_zero_point is not None,
             activation=activation,
         )
-        layer.to(weight.device)
+        layer.to(weight.device).weight_dtype = linear.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if has_bias:
@@ -124,16 +124,16 @@ class Int8Linear(Int8ActivationModule):
     def num_params(self) -> int:
         return self.out_features * self.in_features + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if tracing():
             packed, scale, bias = self.packed, self.scale, self.bias
         else:  # nn.Module looks for a buffer among everything else first, half a microsecond each
             buffers = self._buffers
             packed, scale, bias = buffers["packed"], buffers["scale"], buffers["bias"]
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != packed.device:
-            check_input("Int8Linear", x, self.in_features, self.weight_shape, self._device)
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != packed.device:
+            check_input("Int8Linear", input, self.in_features, self.weight_shape, self._device)
         return int8_linear_packed(
-            x,
+            input,
             packed,
             scale,
             bias,
@@ -148,7 +148,7 @@ class Int8Linear(Int8ActivationModule):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

@@ -120,7 +120,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
             pattern=pattern,
             activation=activation,
         )
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = conv.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if conv.bias is not None:
@@ -142,14 +142,13 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
     def num_params(self) -> int:
         return self.canonical["values"][1][0] * self.canonical["values"][1][1] + (self.out_channels if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_image("Int8Sparse24Conv2d", x)
-        if x.shape[1] != self.in_channels or x.device != self.packed.device:
-            raise ValueError(
-                f"Int8Sparse24Conv2d: x must have {self.in_channels} channels on {self.packed.device}, got {tuple(x.shape)} on {x.device}"
-            )
+    def forward(self, input: Tensor) -> Tensor:
+        check_image("Int8Sparse24Conv2d", input)
+        if input.shape[1] != self.in_channels or input.device != self.packed.device:
+            got = f"{tuple(input.shape)} on {input.device}"
+            raise ValueError(f"Int8Sparse24Conv2d: x must have {self.in_channels} channels on {self.packed.device}, got {got}")
         return int8_sparse24_conv2d_packed(
-            x,
+            input,
             self.packed,
             self.scale,
             self.bias,
@@ -175,6 +174,7 @@ class Int8Sparse24Conv2d(Sparse24Weight, Int8ActivationModule):
             self.dilation,
             bias=self.bias is not None,
             device=self.scale.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

@@ -88,7 +88,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         values, indices = sparse24_compress(weight.detach(), mask, pattern=pattern)
         has_bias = linear.bias is not None
         layer = cls(linear.in_features, linear.out_features, has_bias, static=x_scale is not None, pattern=pattern, activation=activation)
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = linear.weight.dtype
         with torch.no_grad():
             layer.scale.copy_(scale)
             if has_bias:
@@ -111,11 +111,11 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
         kept = parse_nm("Int8Sparse24Linear", self.pattern).kept(self.in_features)
         return self.out_features * kept + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.scale.device:
-            check_input("Int8Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != self.scale.device:
+            check_input("Int8Sparse24Linear", input, self.in_features, self.weight_shape, self._device)
         return int8_sparse24_linear_packed(
-            x,
+            input,
             self.packed,
             self.scale,
             self.bias,
@@ -129,7 +129,7 @@ class Int8Sparse24Linear(Sparse24Weight, Int8ActivationModule):
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the dequantised weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

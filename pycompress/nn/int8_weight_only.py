@@ -38,7 +38,7 @@ class _Int8WeightOnly(PackedModule):
             raise ValueError(f"{type(self).__name__}.from_float: weight and scale must be given together")
         if weight is None or scale is None:
             weight, scale = quantize_weight(layer.weight)
-        self.to(weight.device)
+        self.to(weight.device).weight_dtype = layer.weight.dtype
         with torch.no_grad():
             self.scale.copy_(scale)
             if self.bias is not None:
@@ -60,7 +60,11 @@ class _Int8WeightOnly(PackedModule):
 
     def _float(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         # Scaled before the product, not after: unscaled sums of int8 values would leave the range of float16.
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return self._dequantized().to(dtype), None if self.bias is None else self.bias.to(dtype)
+
+    def _refuse_dtype(self, x: Tensor) -> None:
+        """Weights cast to integers would be zeros, and so would the result."""
+        raise TypeError(f"{type(self).__name__}: x must be a floating-point tensor, got {x.dtype}")
 
     @property
     def fallback_reason(self) -> str | None:
@@ -115,15 +119,16 @@ class Int8WeightOnlyLinear(_Int8WeightOnly):
             return None
         return fallback_reason("int8_weight_linear", self.packed.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.device != self.scale.device:
-            raise ValueError(
-                f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {tuple(x.shape)} on {x.device}"
-            )
-        return int8_weight_linear_unchecked(x, self.packed, self.scale, self.bias, self._kernel)
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            self._refuse_dtype(input)
+        if input.shape[-1:] != (self.in_features,) or input.device != self.scale.device:
+            got = f"{tuple(input.shape)} on {input.device}"
+            raise ValueError(f"Int8WeightOnlyLinear: x must be (..., {self.in_features}) on {self.scale.device}, got {got}")
+        return int8_weight_linear_unchecked(input, self.packed, self.scale, self.bias, self._kernel)
 
     def to_dense(self) -> nn.Linear:
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.scale.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:
@@ -174,11 +179,13 @@ class Int8WeightOnlyConv2d(_Int8WeightOnly):
     def _geometry(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, *self._float(x.dtype), **self._geometry())
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            self._refuse_dtype(input)
+        return F.conv2d(input, *self._float(input.dtype), **self._geometry())
 
     def to_dense(self) -> nn.Conv2d:
-        options = {"bias": self.bias is not None, "device": self.scale.device}
+        options = {"bias": self.bias is not None, "device": self.scale.device, "dtype": self.weight_dtype}
         dense = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, **self._geometry(), **options)
         with torch.no_grad():
             dense.weight.copy_(self.weight)

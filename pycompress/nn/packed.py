@@ -43,8 +43,12 @@ class PackedModule(CompressedModule):
 
     @property
     def weight(self) -> Tensor:
-        """What the layer multiplies with, in float32, computed on every access: models ask their layers' weights for dtype and device, and
-        cast inputs to it (the patch embeddings of Hugging Face's vision models do)."""
+        """What the layer multiplies with, in ``weight_dtype``, computed on every access: models ask their layers' weights for dtype and
+        device, and cast inputs to it (the patch embeddings of Hugging Face's vision models do)."""
+        return self._dequantized().to(self.weight_dtype)
+
+    def _dequantized(self) -> Tensor:
+        """The weight in float32, exactly what the kernels multiply with."""
         integers = self.int_weight
         return integers.float() * self.scale.view(-1, *[1] * (integers.dim() - 1))
 
@@ -71,14 +75,12 @@ class PackedModule(CompressedModule):
             if t is not None and (t.dtype != dtype or tuple(t.shape) != shape):
                 wrong.append(f"{type(self).__name__}: {prefix}{name} must be {dtype} {shape}, got {t.dtype} {tuple(t.shape)}")
         problem = None if missing or wrong else self._canonical_error({name: t for name, t in tensors.items() if t is not None})
-        # Kernels read these as what they are now, whatever load_state_dict(assign=True) would put in their place.
-        for name, buffer in self._buffers.items():
-            given = own.get(prefix + name)
-            if buffer is not None and isinstance(given, Tensor) and given.dtype != buffer.dtype:
-                own[prefix + name] = given.to(buffer.dtype)
         missing_keys.extend(missing)
         error_msgs.extend(wrong if problem is None else [f"{type(self).__name__}: {prefix}{problem}"])
+        dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name, dtype in dtypes.items():  # assign=True takes tensors as they come, and kernels read float32 only
+            self._buffers[name] = self._buffers[name].to(dtype)
         if not missing and not wrong and problem is None:
             device = self._device
             self._set_canonical({name: tensor.detach().to(device) for name, tensor in tensors.items()})
@@ -89,8 +91,9 @@ class PackedModule(CompressedModule):
         return None
 
     def _apply(self, fn, recurse: bool = True):
-        """Device moves repack; dtype casts (``.half()``) leave scales, bias and integers as they are."""
+        """Device moves repack; dtype casts (``.half()``) leave scales, bias and integers as they are, ``weight_dtype`` follows them."""
         canonical = self._get_canonical()
+        self._follow_cast(fn, next(iter(canonical.values())).device)
         for name, buffer in list(self._buffers.items()):
             if buffer is not None and name in self._non_persistent_buffers_set:
                 continue

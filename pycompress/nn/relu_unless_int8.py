@@ -12,5 +12,5 @@ class ReLUUnlessInt8(nn.ReLU):
     >>> ReLUUnlessInt8()(torch.tensor([-128], dtype=torch.int8))
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.dtype == torch.int8 else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return input if input.dtype == torch.int8 else super().forward(input)

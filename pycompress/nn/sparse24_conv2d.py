@@ -82,7 +82,7 @@ class Sparse24Conv2d(Sparse24Weight):
             pattern=pattern,
             activation=activation,
         )
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = conv.weight.dtype
         if conv.bias is not None:
             layer.bias.copy_(conv.bias.detach())
         layer._set_canonical({"values": values, "indices": indices})
@@ -99,14 +99,13 @@ class Sparse24Conv2d(Sparse24Weight):
     def num_params(self) -> int:
         return self.canonical["values"][1][0] * self.canonical["values"][1][1] + (self.out_channels if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_image("Sparse24Conv2d", x)
-        if x.shape[1] != self.in_channels or x.device != self.packed.device:
-            raise ValueError(
-                f"Sparse24Conv2d: x must have {self.in_channels} channels on {self.packed.device}, got {tuple(x.shape)} on {x.device}"
-            )
+    def forward(self, input: Tensor) -> Tensor:
+        check_image("Sparse24Conv2d", input)
+        if input.shape[1] != self.in_channels or input.device != self.packed.device:
+            got = f"{tuple(input.shape)} on {input.device}"
+            raise ValueError(f"Sparse24Conv2d: x must have {self.in_channels} channels on {self.packed.device}, got {got}")
         return sparse24_conv2d_packed(
-            x,
+            input,
             self.packed,
             self.bias,
             self.out_channels,
@@ -130,6 +129,7 @@ class Sparse24Conv2d(Sparse24Weight):
             self.dilation,
             bias=self.bias is not None,
             device=self.packed.device,
+            dtype=self.weight_dtype,
         )
         with torch.no_grad():
             dense.weight.copy_(self.weight)

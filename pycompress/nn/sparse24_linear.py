@@ -52,7 +52,7 @@ class Sparse24Linear(Sparse24Weight):
         """
         values, indices = sparse24_compress(linear.weight.detach().float(), mask, pattern=pattern)
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, pattern=pattern, activation=activation)
-        layer.to(values.device)
+        layer.to(values.device).weight_dtype = linear.weight.dtype
         if linear.bias is not None:
             layer.bias.copy_(linear.bias.detach())
         layer._set_canonical({"values": values, "indices": indices})
@@ -70,16 +70,16 @@ class Sparse24Linear(Sparse24Weight):
         kept = parse_nm("Sparse24Linear", self.pattern).kept(self.in_features)
         return self.out_features * kept + (self.out_features if self.bias is not None else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or x.dtype not in native.DTYPES or x.device != self.packed.device:
-            check_input("Sparse24Linear", x, self.in_features, self.weight_shape, self._device)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1:] != (self.in_features,) or input.dtype not in native.DTYPES or input.device != self.packed.device:
+            check_input("Sparse24Linear", input, self.in_features, self.weight_shape, self._device)
         return sparse24_linear_packed(
-            x, self.packed, self.bias, self.out_features, self.in_features, self.pattern, self.activation, self._kernel
+            input, self.packed, self.bias, self.out_features, self.in_features, self.pattern, self.activation, self._kernel
         )
 
     def to_dense(self) -> nn.Linear:
         """Float layer with the same weights (a fused activation is not part of it)."""
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device)
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.packed.device, dtype=self.weight_dtype)
         with torch.no_grad():
             dense.weight.copy_(self.weight)
             if self.bias is not None:

@@ -63,10 +63,8 @@ class Sparse24Weight(PackedModule):
     def int_weight(self) -> Tensor:
         return self._matrix().view(self.weight_shape)
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, unpacked (and dequantized) on access."""
-        return self._matrix().view(self.weight_shape) if self.values_dtype.is_floating_point else super().weight
+    def _dequantized(self) -> Tensor:
+        return self._matrix().view(self.weight_shape) if self.values_dtype.is_floating_point else super()._dequantized()
 
     @property
     def fallback_reason(self) -> str | None:

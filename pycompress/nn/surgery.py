@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .base import CompressedModule
+
 Ignore = Iterable[str | type | nn.Module]
 
 
@@ -63,8 +65,12 @@ def select(model: nn.Module, types: tuple[type, ...], ignore: Ignore = ()) -> di
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever ``old`` hangs in the tree, keeping train/eval mode. Returns the model (``new`` if old is the root)."""
+    """Put ``new`` wherever ``old`` hangs in the tree, keeping train/eval mode and, for a compressed layer that was told no
+    ``weight_dtype``, the dtype of ``old``. Returns the model (``new`` if old is the root)."""
     new.train(old.training)
+    if isinstance(new, CompressedModule) and "weight_dtype" not in vars(new):
+        # Of a parameter, not of old.weight: a parametrized weight is computed on access, and observers would see it.
+        new.weight_dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), new.weight_dtype)
     if model is old:
         return new
     for parent in list(model.modules()):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pycompress
 from pycompress import doctor
 from pycompress.cli import main
 from pycompress.ops import native
@@ -123,6 +124,12 @@ def test_doctor_works_without_typer() -> None:
     result = run("-c", WITHOUT_TYPER, "doctor", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["torch"]["version"] == torch.__version__
+
+
+@pytest.mark.parametrize("start", [("-m", "pycompress"), ("-c", WITHOUT_TYPER)])
+def test_version_with_and_without_typer(start: tuple[str, ...]) -> None:
+    result = run(*start, "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"pycompress {pycompress.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [("demo",), (), ("doctor", "--what")])

@@ -24,7 +24,11 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def make():\n    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))\n"
         "number = 3\n"
         "def broken():\n    return number\n"
+        "def raises():\n    raise RuntimeError('no weights here\\nand a second line')\n"
+        "def needs(width):\n    return nn.Linear(width, 2)\n"
+        "def tokens():\n    return nn.Embedding(10, 4)\n"
     )
+    (tmp_path / f"{name}_broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return name
@@ -64,6 +68,14 @@ def test_a_saved_model_and_its_page(net: str, tmp_path: Path) -> None:
         (["no_such_module_here:f", "-i", "2,6"], "No module named"),
         (["{net}:broken", "-i", "2,6"], "torch.nn.Module, got int"),
         (["nothing.safetensors", "-i", "2,6"], "expected an existing file or module:factory"),
+        (["{net}:raises", "-i", "2,6"], "calling '{net}:raises' raised RuntimeError: no weights here"),
+        (["{net}:needs", "-i", "2,6"], "raised TypeError: needs() missing 1 required positional argument: 'width'"),
+        (["{net}_broken:make", "-i", "2,6"], "importing '{net}_broken:make' raised ZeroDivisionError: division by zero"),
+        (["{net}:make", "-i", "2,7"], "the model does not run on --input 2,7: RuntimeError: mat1 and mat2 shapes"),
+        (["{net}:make", "-i", "2,6", "-i", "3"], "the model does not run on --input 2,6 3: TypeError"),
+        (["{net}:tokens", "-i", "ids:2,3:100"], "the model does not run on --input ids:2,3:100: IndexError: index out of range"),
+        (["{net}:make", "-i", "2,6", "--html", "missing/x.html"], "--html missing/x.html: there is no folder missing"),
+        (["{net}:make", "-i", "2,6", "--html", "."], "--html must be a file, . is a folder"),
         (["{net}:make", "-i", "2,x"], "expected a shape"),
         (["{net}:make", "-i", "0,6"], "expected a shape"),
         (["{net}:make", "--skeleton", "{net}:make", "-i", "2,6"], "--skeleton goes with a saved file"),
@@ -76,6 +88,11 @@ def test_errors_say_what_to_change(net: str, arguments: list[str], message: str)
     assert result.exit_code == 2
     plain = " ".join(result.output.replace("│", " ").split())
     assert message.format(net=net) in plain
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_made(net: str) -> None:
+    result = invoke(f"{net}:raises", "-i", "2,6", "--html", "missing/x.html")
+    assert result.exit_code == 2 and "there is no folder missing" in " ".join(result.output.split())
 
 
 def test_inputs() -> None:

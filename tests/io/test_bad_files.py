@@ -171,6 +171,12 @@ TAMPERED = {
     "modules type": (put("modules", []), "must have 'modules' of type dict, got list"),
     "module type": (put("modules", "conv", 3), "entry for module 'conv' must be an object, got int"),
     "no class": (drop("modules", "conv", "type"), "entry for module 'conv' must have 'type' of type str, got nothing"),
+    "dtype of a weight": (
+        put("modules", "fc", "weight_dtype", "I8"),
+        "module 'fc' must have a floating-point 'weight_dtype', got 'I8'",
+    ),
+    "no dtype of a weight": (put("modules", "fc", "weight_dtype", [1]), r"must have a floating-point 'weight_dtype', got \[1\]"),
+    "note type": (put("modules", "conv", "note", 3), "entry for module 'conv' must have 'note' of type str, got int"),
     "attributes type": (put("modules", "conv", "attributes", 3), "must have 'attributes' of type dict, got int"),
     "attribute type": (put("modules", "", "attributes", "heads", {"a": 1}), "must have simple attributes, got dict for 'heads'"),
     "nested attribute": (put("modules", "", "attributes", "heads", [[1]]), "must have simple attributes, got list for 'heads'"),

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import pycompress
 from pycompress.io import load, read_manifest, save
 from pycompress.nn import LAYERS, Int8Conv2d, Int8Linear
-from pycompress.nn.base import CompressedModule
+from pycompress.nn.base import CompressedModule, get_note, set_note
 from pycompress.nn.surgery import replace
 
 
@@ -383,6 +383,39 @@ def test_a_single_layer_needs_no_skeleton(path):
     assert torch.equal(load(path, nn.Linear(1, 1))(x), plain(x))
 
 
+def test_files_name_the_dtype_of_a_weight_only_if_it_is_not_float32(path):
+    save(Int8Linear.from_float(nn.Linear(5, 3)), path)  # as every file before the field existed
+    assert "weight_dtype" not in read_manifest(path)["modules"][""]
+    assert load(path).weight.dtype == torch.float32
+    save(Int8Linear.from_float(nn.Linear(5, 3).bfloat16()), path)
+    assert read_manifest(path)["modules"][""]["weight_dtype"] == "BF16"
+
+
+def test_the_reasons_of_layers_come_back(path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.tanh, self.lstm, self.last = nn.Linear(16, 16), nn.Tanh(), nn.LSTM(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.last(self.lstm(self.tanh(self.first(x)))[0])
+
+    def reasons(model):
+        return {layer.name: layer.reason for layer in pycompress.report(model, x, measure=False).layers}
+
+    x = torch.randn(3, 16)
+    model = pycompress.quantize(Mixed().eval(), pycompress.Int8Dynamic(), ignore=["last"])
+    set_note(model.first, "a reason of a compressed layer")
+    skeleton = Mixed()
+    set_note(skeleton.tanh, "of some other time")
+    loaded = check(model, skeleton, path, x)
+    assert reasons(loaded) == reasons(model)
+    assert get_note(model.lstm) and get_note(loaded.lstm) == get_note(model.lstm)
+    assert get_note(loaded.last) == "left as it is: named in ignore"
+    assert get_note(loaded.first) == "a reason of a compressed layer" and get_note(loaded.tanh) is None
+    assert get_note(skeleton.tanh) == "of some other time"
+
+
 def test_metadata(path):
     given = {"accuracy": 0.987, "classes": ["a", "\u00e4 \U0001f41d"], "nested": {"x": None}}
     save(Net(), path, metadata=given)
@@ -466,6 +499,23 @@ def test_every_registered_layer_makes_the_round_trip(name, path):
             loaded = load(path, nn.Sequential(nn.Identity()))
         assert torch.equal(loaded(x), layer(x))
     assert made, f"no float layer in FLOAT_LAYERS suits {name}"
+
+
+def test_simulated_activations_are_warned_about_and_load_on_a_model_made_the_same_way(path, recwarn):
+    config, x = pycompress.FakeQuant(activation_bits=8), torch.randn(2, 8)
+    original = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    simulated = pycompress.quantize(original, config)
+    with pytest.warns(
+        UserWarning, match=r"save: '0\.input_quantizer' simulates quantized activations in float: to load this file"
+    ) as caught:
+        save(simulated, path)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.raises(ValueError, match=r"the skeleton has no module '0\.input_quantizer'"):
+        load(path, original)
+    assert torch.equal(load(path, pycompress.quantize(original, config))(x), simulated(x))
+    recwarn.clear()
+    save(pycompress.quantize(original, pycompress.FakeQuant(bits=4)), path)
+    assert not recwarn.list and load(path, original) is not None
 
 
 # ---- what a file cannot hold ----

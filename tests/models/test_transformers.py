@@ -52,6 +52,40 @@ def make(name):
     return model, inputs, layers
 
 
+VISION = {
+    "vit": MODELS["vit"][0],
+    "clip": MODELS["clip"][0],
+    "siglip": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, image_size=16, patch_size=4)),
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, image_size=16, patch_size=4)),
+}
+
+
+@pytest.mark.parametrize("config", [pc.Int8Dynamic(), pc.Int8Static(), pc.Int8WeightOnly()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("name", VISION)
+def test_half_precision_vision_models_cast_their_images(name, config, tmp_path):
+    """Their patch embeddings cast the image to the dtype of the convolution's weight, and add float parameters to what comes out."""
+    model = VISION[name]().eval().bfloat16()
+    image = {"pixel_values": IMAGES["pixel_values"].bfloat16()}
+    quantized = pc.quantize(model, config, data=[image], progress=False)
+    expected, got = run(model, image), run(quantized, image)
+    assert got.dtype == expected.dtype and (got - expected).norm() < 0.1 * expected.norm()
+    pc.save(quantized, tmp_path / "model.safetensors")
+    assert torch.equal(run(pc.load(tmp_path / "model.safetensors", model), image), got)
+    assert run(quantized.half(), {"pixel_values": image["pixel_values"].half()}).dtype == torch.float16
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_deberta_reads_the_weight_of_its_embedding(bits):
+    config = transformers.DebertaV2Config(
+        **SIZES, vocab_size=99, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="none"
+    )
+    model = transformers.DebertaV2Model(config).eval()
+    quantized = pc.quantize(model, EmbeddingWeightOnly(bits=bits))
+    expected, got = run(model, TOKENS), run(quantized, TOKENS)
+    assert type(quantized.encoder.rel_embeddings).__name__ == f"Int{bits}Embedding"
+    assert (got - expected).norm() < (0.02 if bits == 8 else 0.2) * expected.norm()
+
+
 def run(model, inputs):
     with torch.no_grad():
         output = model(**inputs)

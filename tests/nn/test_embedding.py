@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import pycompress as pc
 from pycompress.nn import LAYERS, Int4Embedding, Int8Embedding
 from pycompress.ops import dequantize_int4, quantize_weight, quantize_weight_int4
 
@@ -48,7 +49,64 @@ def test_round_trips(kind, options):
     for other in (twin, copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
         assert torch.equal(other(IDS), table(IDS))
     y = table(IDS)
-    assert torch.equal(table.half()(IDS), y) and table.scale.dtype == torch.float32
+    assert torch.equal(table.half()(IDS), y.half()) and table.scale.dtype == torch.float32
+    assert torch.equal(table.float()(IDS), y), "a cast rounds the rows that come out, not what is stored"
+
+
+@pytest.mark.parametrize(("kind", "options"), VARIANTS)
+def test_weight_is_the_float_table(kind, options):
+    _, table = make(kind, options)
+    assert table.weight.dtype == torch.float32 and table.weight.shape == (50, 77)
+    assert torch.equal(table.weight[IDS], table(IDS)) and torch.equal(table.weight, table.to_dense().weight)
+    assert table.state_dict()["weight"].dtype == table.int_weight.dtype in (torch.int8, torch.uint8)
+    assert [name for name, _ in table.named_buffers()] == list(table.state_dict())
+    assert table.to("meta").weight.is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "options"), VARIANTS)
+def test_rows_have_the_dtype_of_the_original(kind, options, dtype, tmp_path):
+    embedding, _ = make(kind, options)
+    table = kind.from_float(embedding.to(dtype), **options)
+    pc.save(table, tmp_path / "table.safetensors")
+    for each in (table, copy.deepcopy(table), pickle.loads(pickle.dumps(table)), pc.load(tmp_path / "table.safetensors")):
+        assert each(IDS).dtype == each.weight.dtype == each.to_dense().weight.dtype == dtype
+        assert torch.equal(each(IDS), table(IDS)) and each.scale.dtype == torch.float32
+
+
+class TokensAndPositions(nn.Module):
+    """As many language models: the table of positions is sliced, not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.position, self.norm = nn.Embedding(50, 64), nn.Embedding(16, 64), nn.LayerNorm(64)
+
+    def forward(self, ids):
+        return self.norm(self.token(ids) + self.position.weight[: ids.shape[-1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_that_slices_the_weight(bits, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = TokensAndPositions().eval().to(dtype)
+    small = pc.quantize(model, pc.EmbeddingWeightOnly(bits=bits))
+    expected, got = model(IDS), small(IDS)
+    assert type(small.position).__name__ == f"Int{bits}Embedding" and got.dtype == small.token(IDS).dtype == dtype
+    assert (got - expected).norm() < (0.02 if bits == 8 else 0.2) * expected.norm()
+    pc.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(pc.load(tmp_path / "small.safetensors", TokensAndPositions())(IDS), got)
+    assert small.half().token(IDS).dtype == torch.float16
+
+
+def test_a_state_of_before_weight_was_float_loads():
+    """Its keys and integers are those of today."""
+    _, table = make(Int8Embedding, {})
+    weight, scale = torch.randint(-127, 128, (50, 77), dtype=torch.int8), torch.rand(50)
+    table.load_state_dict({"weight": weight, "scale": scale})
+    assert torch.equal(table.weight, weight * scale[:, None])
+    table.load_state_dict({"weight": weight.flip(0), "scale": scale}, assign=True)
+    assert torch.equal(table.int_weight, weight.flip(0))
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS)

@@ -212,3 +212,8 @@ def test_from_float_takes_its_own_kind_of_convolution():
         Int8Conv1d.from_float(nn.Conv2d(4, 4, 3))
     with pytest.raises(TypeError, match=r"Int8Conv2d.from_float: conv must be a Conv2d, got Conv1d"):
         Int8Conv2d.from_float(nn.Conv1d(4, 4, 3))
+
+
+def test_a_layer_that_gets_int8_results_keeps_the_dtype_of_its_weight():
+    layer = Int8Conv2d.from_float(nn.Conv2d(3, 4, 3).bfloat16(), x_scale=0.1)
+    assert layer.with_int8_output(0.1).weight.dtype == torch.bfloat16

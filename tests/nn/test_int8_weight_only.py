@@ -90,3 +90,12 @@ def test_errors():
         layer.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="weight must be finite"):
         convert(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_inputs_that_are_not_float_are_refused_like_the_float_layer_does(pair, dtype):
+    layer, x = pair
+    with pytest.raises(RuntimeError):
+        layer(x.to(dtype))
+    with pytest.raises(TypeError, match=rf"Int8WeightOnly\w+: x must be a floating-point tensor, got {dtype}"):
+        convert(layer)(x.to(dtype))
