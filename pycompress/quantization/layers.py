@@ -16,6 +16,7 @@ from ..nn.sparse24_conv2d import Sparse24Conv2d
 from ..nn.sparse24_linear import Sparse24Linear
 from ..nn.surgery import Ignore, all_names, ignored, replace
 from .foreign import as_linear, is_transposed_linear
+from .overrides import has_hooks, own_method
 from .types import Layer
 
 if TYPE_CHECKING:
@@ -129,15 +130,16 @@ def _obstacle(
         return f"{type(config).__name__} has no layer for {kind}"
     if inside_attention:
         return "nn.MultiheadAttention uses this weight directly and never calls the layer"
-    if not transposed and not any(type(module).forward is base.forward for base in (*_FLOAT_LAYERS, nn.Embedding)):
-        return f"{kind} has a forward of its own"
+    method = None if transposed else own_method(module, next(base for base in (*_FLOAT_LAYERS, nn.Embedding) if isinstance(module, base)))
+    if method is not None:
+        return f"{kind} has a {method} of its own"
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
         return "its weight is not initialized, run the model once first"
     if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
         return "its weight is tied to another layer's"
     if "weight" not in module._parameters and not nn.utils.parametrize.is_parametrized(module, "weight"):
         return "its weight is not a parameter (an old-style weight_norm or spectral_norm?)"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return "it has hooks, which a new layer would lose"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, not a floating point type"
@@ -151,7 +153,7 @@ def _packed_obstacle(module: PackedModule, config: QuantizationConfig, qat: bool
         return f"a {type(module).__name__} cannot be trained; for training with masks call Pruner.convert after Quantizer.convert"
     if module.activation != "none":
         return f"its activation {module.activation!r} is fused into it"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return "it has hooks, which a new layer would lose"
     return config.obstacle(module.to_dense())
 
