@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
+from ..overrides import has_hooks, own_method
 from ..scheme import check_int
-from ..tracing import trace
+from ..tracing import Traced, graphs, in_all
 from ..types import Layer
 from .base import algorithm
 
@@ -61,35 +62,39 @@ def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: 
     return model
 
 
-def equalizable(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
+def equalizable(model: nn.Module) -> list[tuple[Layer, Layer]]:
     """(layer, next layer) pairs in which nothing else reads what flows between them."""
-    graph = trace(model, shallow=False)
-    if graph is None:
-        return
-    nodes = [node for node in graph.nodes if node.op == "call_module"]
-    modules = {node: model.get_submodule(node.target) for node in nodes}
-    calls = [module for module in modules.values() if isinstance(module, _LAYERS)]
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    for node in nodes:
-        layer = modules[node]
+    return [pair for courses in graphs(model, None) for pair in in_all(courses, _neighbours)]
+
+
+def _neighbours(traced: Traced) -> Iterator[tuple[Layer, Layer]]:
+    for node in traced.graph.nodes:
+        layer = traced.module(node)
         if not isinstance(layer, _LAYERS):
             continue
         after, module, flat = node, None, False
         while len(after.users) == 1:
             after = next(iter(after.users))
-            module = modules.get(after)
+            module = traced.module(after)
             if isinstance(module, _LAYERS):
                 break
             if _is_flatten(after, module):
                 flat = True
             elif not _passes(after, module, layer) or (flat and module is not None and not isinstance(module, _ELEMENTWISE)):
                 break
-        usable = isinstance(module, _LAYERS) and all(
-            calls.count(part) == 1 and not parametrize.is_parametrized(part) and not part._forward_hooks and not part._forward_pre_hooks
-            for part in (layer, module)
-        )
-        if usable and node.target not in read and after.target not in read and _fits(layer, module, flat):
+        if isinstance(module, _LAYERS) and all(_usable(traced, part) for part in (layer, module)) and _fits(layer, module, flat):
             yield layer, module
+
+
+def _usable(traced: Traced, layer: Layer) -> bool:
+    plain = _computes_as(layer, _LAYERS) and not parametrize.is_parametrized(layer)
+    return plain and traced.called_once(layer) and not traced.read_directly(layer)
+
+
+def _computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether the module is of one of these types, also by what it computes, and nobody watches it."""
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    return kind is not None and own_method(module, kind) is None and not has_hooks(module)
 
 
 def _dims(layer: Layer) -> int:
@@ -101,7 +106,7 @@ def _passes(node: fx.Node, module: nn.Module | None, layer: Layer) -> bool:
     """Whether a scale per output channel of ``layer`` comes through this node."""
     d = _dims(layer)
     if module is not None:
-        return isinstance(module, _ELEMENTWISE + _BY_CHANNEL.get(d, ()))
+        return _computes_as(module, _ELEMENTWISE + _BY_CHANNEL.get(d, ()))
     if node.op == "call_method":
         return node.target in ("relu", "relu_", "contiguous")
     return node.op == "call_function" and node.target in _ELEMENTWISE_FUNCTIONS + _BY_CHANNEL_FUNCTIONS.get(d, ())
@@ -110,7 +115,7 @@ def _passes(node: fx.Node, module: nn.Module | None, layer: Layer) -> bool:
 def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
     """(N, C, ...) -> (N, C * ...)"""
     if module is not None:
-        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+        return _computes_as(module, (nn.Flatten,)) and module.start_dim == 1 and module.end_dim == -1
     named = node.target == "flatten" if node.op == "call_method" else node.target is torch.flatten
     return named and node.args[1:] == (1,) and not node.kwargs
 
