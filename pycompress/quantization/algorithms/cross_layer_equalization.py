@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
+from ..copying import copy_model
 from ..overrides import has_hooks, own_method
 from ..scheme import check_int
 from ..tracing import Traced, graphs, in_all
@@ -35,13 +36,17 @@ _BY_CHANNEL_FUNCTIONS = {
 }
 
 
+_NO_PAIR = "no two of its layers have only ReLU, dropout or pooling between them, which GELU, SiLU, normalizations and additions are not"
+
+
 @algorithm("cross_layer_equalization", stage="before", needs_data=False)
 def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: Ignore = (), inplace: bool = False) -> nn.Module:
     """Rescale pairs of layers with only ReLU-like functions between them; the float model computes the same.
 
     For each channel i between W1 and W2: s_i = sqrt(max|W1_i| / max|W2_i|), W1_i /= s_i, b1_i /= s_i, W2_i *= s_i. Repeated for chains.
     Matters most for one scale per tensor. Fold BatchNorms first. Pairs are found with ``torch.fx``, assuming batched inputs; an
-    untraceable model is left as it is. ``ignore``: layers not to touch. Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1.
+    untraceable model is left as it is. ``ignore``: layers not to touch. Warns if there is nothing to do.
+    Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1.
 
     >>> model = cross_layer_equalization(fold_batch_norm(model))
     """
@@ -52,9 +57,13 @@ def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: 
     names = all_names(model)
     skip = [paths[0] for layer, paths in names.items() if any(ignored(path, layer, entries) for path in paths)]
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     skipped = {model.get_submodule(name) for name in skip}
-    pairs = [(a, b) for a, b in equalizable(model) if a not in skipped and b not in skipped]
+    found = equalizable(model)
+    pairs = [(a, b) for a, b in found if a not in skipped and b not in skipped]
+    if not pairs:
+        reason = "ignore names one of each pair" if found else _NO_PAIR if any(graphs(model, None)) else "torch.fx cannot trace it"
+        warnings.warn(f"{where}: nothing to do, the model stays as it is ({reason})", stacklevel=2)
     for _ in range(iterations):
         changes = [_equalize(first, second) for first, second in pairs]
         if not changes or max(changes) < 1e-3:
