@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..nn.surgery import Ignore, all_names, check_ignore, ignored, replace
 from ..nn.untouched import untouched
 from .calibration import example_run
 from .calls import Calls
+from .copying import copy_model
 from .overrides import own_method
 from .tracing import Traced, graphs, in_all
 from .types import Layer, Norm
@@ -48,7 +48,7 @@ def fold_batch_norm(model: nn.Module, *, example_inputs: Any = None, ignore: Ign
     with untouched(model):  # reading a parametrized weight may change buffers
         pairs, reasons = foldable(model, calls, entries)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     fold_pairs(model, pairs, reasons)
     return model
 

@@ -17,6 +17,7 @@ from .algorithms import check_algorithms
 from .calibration import Forward, Shapes, evaluating, example_run, modules_of, run_batches
 from .calls import Calls, recording
 from .configs import QuantizationConfig
+from .copying import copy_model
 from .crossover import Crossover, slower
 from .fake_quantize import ActivationQuantizer, layer_quantizer
 from .fold import fold_pairs, foldable, has_batch_norm
@@ -96,7 +97,7 @@ class Quantizer:
         paths = _by_path(model, ignore)
         # From here on nothing is refused.
         if not inplace:
-            model = copy.deepcopy(model)
+            model = copy_model(model)
         model = open_packed(model, chosen)
         pairs, reasons = foldable(model, calls, paths) if self.fold_bn else ({}, {})
         fold_pairs(model, pairs, reasons)
@@ -149,7 +150,7 @@ class Quantizer:
         if parts and not any(part.ready for part in parts):
             raise RuntimeError("convert: model must be calibrated first, call Quantizer.calibrate (or train it after prepare(qat=True))")
         if not inplace:
-            model = copy.deepcopy(model)
+            model = copy_model(model)
         layers = prepared_layers(model)
         ready = {layer: config_of(layer) for layer in layers.values() if _is_ready(layer)}
         made = {layer: config.convert(layer) for layer, config in ready.items() if not config.simulated}
@@ -236,7 +237,7 @@ def quantize(
         chosen, _ = choose_layers(where, model, config, entries)
     entries = _by_path(model, entries)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     model = open_packed(model, chosen)
     if fold_bn and has_batch_norm(model):
         calls = _example_calls(where, model, example_inputs, data, forward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..nn.base import CompressedModule
+from .copying import copy_model
 from .overrides import has_hooks
 
 LEAVES = (
@@ -70,7 +70,7 @@ def _copy(module: nn.Module, copies: dict[int, Any]) -> nn.Module:
     for part in module.modules():
         shared = [*part._parameters.values(), *(part._buffers.values() if isinstance(part, LEAVES) else ())]
         copies.update((id(tensor), tensor) for tensor in shared if tensor is not None)
-    return copy.deepcopy(module, copies)
+    return copy_model(module, copies)
 
 
 class _Tracer(fx.Tracer):
