@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..nn.surgery import all_names
@@ -24,7 +25,7 @@ Calls = set[Call]
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Calls]:
-    """Records all calls of modules of ``model`` while the block runs.
+    """Records all calls of modules of ``model`` while the block runs, but of those that ``torch.jit`` made, which take no hooks.
 
     >>> with recording(model) as calls: model(x)
     """
@@ -46,6 +47,8 @@ def recording(model: nn.Module) -> Iterator[Calls]:
 
     handles = []
     for module, paths in all_names(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         handles += [module.register_forward_pre_hook(begin, prepend=True), module.register_forward_hook(end_of(paths[0]), always_call=True)]
     try:
         yield seen

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from ..nn.channels_last_max_pool import ChannelsLastMaxPool2d
@@ -15,12 +14,11 @@ from ..nn.relu_unless_int8 import ReLUUnlessInt8
 from ..nn.state import layers
 from ..nn.surgery import replace
 from ..ops.affine import quantize_affine
+from .activations import activation_of
 from .calls import Calls
 from .overrides import has_hooks, own_method
 from .tracing import Traced, graphs, in_all
 from .types import Layer
-
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 
 
 @dataclass(frozen=True)
@@ -77,30 +75,11 @@ def _fast(pool: nn.MaxPool2d) -> ChannelsLastMaxPool2d:
     return ChannelsLastMaxPool2d(*sizes, ceil_mode=pool.ceil_mode).train(pool.training)
 
 
-def activation_of(module: nn.Module | None) -> str | None:
-    """The name by which the layers know this activation, None for others and for modules that are no activations.
-
-    >>> activation_of(nn.GELU())
-    'gelu'
-    """
-    kind = type(module)
-    if kind in _ACTIVATIONS:
-        return _ACTIVATIONS[kind]
-    if kind is nn.GELU:
-        return "gelu" if module.approximate == "none" else None  # type: ignore[union-attr]
-    if kind.__module__ == "transformers.activations":  # told by name, so that transformers need not be installed
-        if kind.__name__ == "SiLUActivation":
-            return "silu"
-        if kind.__name__ == "GELUActivation" and getattr(module, "act", None) is F.gelu:
-            return "gelu"
-    return None
-
-
 def _chains(traced: Traced, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> Iterator[tuple[Layer, _Chain]]:
     """Layers of a graph and what can be fused behind them."""
     for node in traced.graph.nodes:
         layer = traced.module(node)
-        if layer in made and traced.called_once(layer):
+        if layer in made and traced.called_once(layer) and not traced.read_directly(layer):
             chain = _behind(traced, node, made, keep)
             if chain is not None:
                 yield layer, chain

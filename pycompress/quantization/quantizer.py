@@ -240,7 +240,7 @@ def quantize(
         model = copy_model(model)
     model = open_packed(model, chosen)
     if fold_bn and has_batch_norm(model):
-        calls = _example_calls(where, model, example_inputs, data, forward)
+        calls = _example_calls(where, model, example_inputs, data if needs_data or _has_static(config) else None, forward)
         fold_pairs(model, *foldable(model, calls, entries))
     context = {"example_inputs": example_inputs, "forward": forward, "progress": progress}
     for step in steps:

@@ -9,9 +9,11 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ..nn.base import CompressedModule
+from .activations import activation_of
 from .copying import copy_model
 from .overrides import has_hooks
 
@@ -54,9 +56,10 @@ def optional_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether traces note the call of this module and do not look inside: layers, other modules of torch, and those with hooks, which
-    would run."""
-    return isinstance(module, LEAVES) or has_hooks(module) or fx.Tracer().is_leaf_module(module, "")
+    """Whether traces note the call of this module and do not look inside: layers, activations, other modules of torch, compiled ones, and
+    those with hooks, which would run."""
+    known = isinstance(module, (*LEAVES, torch.jit.ScriptModule)) or activation_of(module) is not None
+    return known or has_hooks(module) or fx.Tracer().is_leaf_module(module, "")
 
 
 def stored(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import torch
 from torch import fx, nn
 
 from .calls import Call, Calls, every
@@ -33,16 +34,24 @@ class Traced:
         return self.calls[module] == 1 and module not in self._elsewhere
 
     def read_directly(self, module: nn.Module) -> bool:
-        """Whether the graph reads a tensor of the module past its forward, such as its weight."""
-        return any(n.op == "get_attr" and self.root.get_submodule(str(n.target).rpartition(".")[0]) is module for n in self.graph.nodes)
+        """Whether the graph looks into the module past its call: reads its weight, or runs its ``forward`` itself."""
+        inside = set(module.modules())
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and self.root.get_submodule(str(node.target).rpartition(".")[0]) in inside:
+                return True
+            if self.module(node) in inside - {module}:
+                return True
+        return False
 
-    def agrees(self, calls: Calls, paths: Paths) -> bool:
-        """Whether real runs called ``root``, and it called just these modules in this order each time. Notes which of them are called
-        from elsewhere, too."""
+    def follows(self, run: Call, paths: Paths) -> bool:
+        """Whether a real call of ``root`` called just these modules in this order."""
+        order = [module for module in self.order if not isinstance(module, torch.jit.ScriptModule)]  # no run sees their calls
+        return list(self._leaves(run, paths)) == order
+
+    def note_other_callers(self, calls: Calls, paths: Paths) -> None:
+        """From here on modules that were also called from outside of ``root`` are not ``called_once``."""
         total = Counter(paths.get(call.path) for call in every(calls))
         self._elsewhere |= {module for module, often in self.calls.items() if total[module] != often * total[self.root]}
-        runs = [call for call in every(calls) if paths.get(call.path) is self.root]
-        return bool(runs) and all(list(self._leaves(run, paths)) == self.order for run in runs)
 
     def _leaves(self, call: Call, paths: Paths) -> Iterator[nn.Module | None]:
         for inner in call.inner:
@@ -57,7 +66,7 @@ def graphs(model: nn.Module, calls: Calls | None) -> Iterator[tuple[Traced, ...]
     """The graphs of the model, or of the largest parts of it that can be traced.
 
     Several graphs of one root show its courses, with all arguments given and with optional ones left out: what holds has to hold in all.
-    ``calls``: those of real runs. Graphs are used if one of them agrees with every run. Without runs only graphs of the model itself are:
+    ``calls``: those of real runs. Graphs are used if every run agrees with one of them. Without runs only graphs of the model itself are:
     in a model that cannot be traced nobody knows which code calls its parts, and how.
     """
     whole = _courses(model, set())
@@ -94,8 +103,12 @@ def in_all(courses: tuple[Traced, ...], find: Callable[[Traced], Iterable[Found]
 
 
 def _agree(courses: tuple[Traced | None, ...], calls: Calls, paths: Paths) -> bool:
-    verdicts = [course.agrees(calls, paths) for course in courses if course is not None]  # all: each also notes who else calls its modules
-    return any(verdicts)
+    """Whether there were real calls, and each followed one of the courses. Notes in them what else calls their modules."""
+    known = [course for course in courses if course is not None]
+    for course in known:
+        course.note_other_callers(calls, paths)
+    runs = [call for call in every(calls) if known and paths.get(call.path) is known[0].root]
+    return bool(runs) and all(any(course.follows(run, paths) for course in known) for run in runs)
 
 
 def _courses(module: nn.Module, closed: set[nn.Module]) -> tuple[Traced | None, ...]:
@@ -111,13 +124,22 @@ def _courses(module: nn.Module, closed: set[nn.Module]) -> tuple[Traced | None, 
 
 
 def _parts(model: nn.Module) -> dict[nn.Module, tuple[Traced | None, ...]]:
-    """The graphs of all modules that call others, made from the inside out: around the modules that cannot be traced."""
+    """The graphs of all modules that call others, around those in them that cannot be traced."""
     closed: set[nn.Module] = set()
     parts: dict[nn.Module, tuple[Traced | None, ...]] = {}
-    for module in reversed(list(model.modules())):
-        if isinstance(module, LEAVES) or not any(True for _ in module.children()):
-            continue
+    for module in _inside_out(model, set()):
         parts[module] = _courses(module, closed)
         if not any(parts[module]):
             closed.add(module)
     return parts
+
+
+def _inside_out(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    """Modules with children, but layers, each behind those in it."""
+    if module in seen or isinstance(module, LEAVES):
+        return
+    seen.add(module)
+    for child in module.children():
+        yield from _inside_out(child, seen)
+    if any(True for _ in module.children()):
+        yield module

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 import pycompress as pc
 from pycompress.nn.base import get_note
-from pycompress.quantization import cross_layer_equalization, fold_batch_norm, smoothquant
+from pycompress.quantization import FakeQuant, cross_layer_equalization, fold_batch_norm, sensitivity, smoothquant
 from pycompress.quantization.copying import copy_model
 
 
@@ -82,6 +82,11 @@ def test_ignore_may_be_a_generator():
     quantizer, model = pc.Quantizer(pc.Int8Dynamic(), ignore=(name for name in ["2"])), linears()
     for _ in range(2):
         assert type(quantizer.convert(quantizer.prepare(model))[2]) is nn.Linear
+
+
+def test_ignore_of_sensitivity_may_be_a_generator():
+    entries = sensitivity(linears(), [FakeQuant(bits=2), FakeQuant(bits=4)], [normal(5, 6)], ignore=(name for name in ["2"]))
+    assert [entry.layer for entry in entries] == ["0", "0"]
 
 
 def test_the_reason_of_a_layer_that_was_meant_comes_first():

@@ -135,6 +135,21 @@ def test_optional_arguments(config, example):
     check_same(seeded(Optional()), config, IMAGES, (IMAGES, torch.ones(1)), example_inputs=example)
 
 
+@pytest.mark.parametrize("example", [None, IMAGES])
+def test_a_forward_called_by_hand(example):
+    """It is no call of the module for a hook, but a trace sees it read the weight."""
+
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.last = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return self.last(self.act(self.conv(x))), self.conv.forward(x)
+
+    check_same(seeded(ByHand()), pc.Int8Dynamic(), IMAGES, example_inputs=example)
+
+
 class Skipping(Optional):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         y = self.conv(x)
@@ -215,6 +230,22 @@ def test_cross_layer_equalization_looks_at_all_courses():
     model.a.weight[0] *= 100
     equalized = cross_layer_equalization(model)
     assert torch.equal(equalized(x)[1], model(x)[1]) and torch.equal(equalized(x, 1), model(x, 1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_modules_of_torchscript_may_lie_between(config):
+    """They take no hooks that would record their calls, and no proxies."""
+    model = seeded(nn.Sequential(torch.jit.script(seeded(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))), *features()))
+    fused = check_same(model, config, IMAGES, example_inputs=IMAGES)
+    assert type(fused[2]) is nn.Identity and type(fused[3]) is nn.Identity
+
+
+def test_activations_of_transformers_are_no_modules_to_look_into():
+    activations = pytest.importorskip("transformers.activations")
+    model, x = seeded(nn.Sequential(nn.Linear(6, 8), activations.GELUActivation(), nn.Linear(8, 4))), normal(5, 6)
+    assert pc.quantize(model, pc.Int8Dynamic())[0].activation == "gelu"
+    assert pc.quantize(model, pc.Int8Dynamic(), example_inputs=x)[0].activation == "gelu"
 
 
 def test_recording():

@@ -16,7 +16,7 @@ from pycompress.nn import Int8Conv1d, Int8Conv2d, Int8Linear
 from pycompress.nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from pycompress.nn.relu_unless_int8 import ReLUUnlessInt8
 from pycompress.ops.int8_conv2d import TRACEABLE_MARKS
-from pycompress.quantization.fuse import activation_of
+from pycompress.quantization.activations import activation_of
 
 STATIC = [pc.Int8Static(), pc.Int8Static(symmetric=True)]
 
