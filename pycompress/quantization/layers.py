@@ -145,7 +145,8 @@ def _obstacle(
         return f"{type(config).__name__} has no layer for {kind}"
     if inside_attention:
         return "nn.MultiheadAttention uses this weight directly and never calls the layer"
-    method = None if transposed else own_method(module, next(base for base in (*_FLOAT_LAYERS, nn.Embedding) if isinstance(module, base)))
+    base = type(module) if transposed else next(base for base in config.layer_types if isinstance(module, base))
+    method = own_method(module, base)
     if method is not None:
         return f"{kind} has a {method} of its own"
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
