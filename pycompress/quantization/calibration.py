@@ -13,6 +13,7 @@ from ..analysis.inputs import split_inputs
 from ..nn.surgery import all_names
 from ..nn.untouched import untouched
 from ..progress import track
+from .calls import Calls, recording
 
 Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("labels", "label")
@@ -86,9 +87,13 @@ def batch_inputs(where: str, batch: Any, example_inputs: Any = None) -> tuple[tu
     raise TypeError(f"{where}: batch must be a tensor, a tuple or a mapping, got {type(batch).__name__}")
 
 
-def input_shapes(where: str, model: nn.Module, names: Iterable[str], example_inputs: Any) -> dict[str, list[tuple[int, ...]]]:
-    """Name -> shapes of the inputs, each once, that a forward pass on ``example_inputs`` gives the named layers. Layers that it does not
-    call are left out."""
+Shapes = dict[str, list[tuple[int, ...]]]
+"""Name -> shapes of the inputs of a layer, each once."""
+
+
+def example_run(where: str, model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> tuple[Shapes, Calls]:
+    """(shapes of the inputs that a forward pass on ``example_inputs`` gives the named layers, all calls that it makes). Layers that it does
+    not call have no shapes. The model is not changed."""
     args, kwargs = split_inputs(where, example_inputs)
     layers = {name: model.get_submodule(name) for name in names}
     shapes: dict[nn.Module, dict[tuple[int, ...], None]] = {}
@@ -101,12 +106,12 @@ def input_shapes(where: str, model: nn.Module, names: Iterable[str], example_inp
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers.values()]
     try:
-        with untouched(model), evaluating(model):
+        with untouched(model), evaluating(model), recording(model) as calls:
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: list(shapes[layer]) for name, layer in layers.items() if layer in shapes}
+    return {name: list(shapes[layer]) for name, layer in layers.items() if layer in shapes}, calls
 
 
 def modules_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,45 +12,63 @@ from torch.nn.utils import parametrize
 from ..analysis.inputs import check_model
 from ..nn.base import set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, ignored, replace
-from .tracing import graphs
+from ..nn.untouched import untouched
+from .calibration import example_run
+from .calls import Calls
+from .copying import copy_model
+from .overrides import own_method
+from .tracing import Traced, graphs, in_all
 from .types import Layer, Norm
 
 _PAIRS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+_OUT_OF_SIGHT = "kept: it lies in code that torch.fx cannot trace, where only a run on example_inputs tells what is before it"
+_OUT_OF_SIGHT_OF_A_RUN = "kept: torch.fx cannot trace the code around it as it ran on the example"
 
-def fold_batch_norm(model: nn.Module, *, ignore: Ignore = (), inplace: bool = False) -> nn.Module:
+
+def fold_batch_norm(model: nn.Module, *, example_inputs: Any = None, ignore: Ignore = (), inplace: bool = False) -> nn.Module:
     """Fold each BatchNorm into the Linear or Conv whose output only it reads; an ``nn.Identity`` takes its place.
 
         weight' = weight * gamma / sqrt(var + eps)
         bias'   = (bias - mean) * gamma / sqrt(var + eps) + beta
 
     The model computes the same in evaluation mode (Jacob et al. 2018, section 3.2, arXiv 1712.05877). Pairs are found by tracing with
-    ``torch.fx``; where the model as a whole cannot be traced, inside each module that can be. A BatchNorm that stays gets a note
-    (``nn.base.get_note``) with the reason. ``ignore``: layers or BatchNorms to leave alone.
+    ``torch.fx``. A BatchNorm that stays gets a note (``nn.base.get_note``) with the reason.
+
+    - ``example_inputs``: a tensor, a tuple of positional or a mapping of keyword arguments. The model runs once on it, and the trace is
+      used where it shows what happened. Needed for what lies in code that cannot be traced
+    - ``ignore``: layers or BatchNorms to leave alone
 
     >>> model = fold_batch_norm(model)
     """
     check_model("fold_batch_norm", model)
     entries = check_ignore("fold_batch_norm", model, ignore)
-    pairs, reasons = foldable(model, entries)
+    calls = None if example_inputs is None else example_run("fold_batch_norm", model, example_inputs)[1]
+    with untouched(model):  # reading a parametrized weight may change buffers
+        pairs, reasons = foldable(model, calls, entries)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     fold_pairs(model, pairs, reasons)
     return model
 
 
-def foldable(model: nn.Module, ignore: Ignore = ()) -> tuple[dict[str, str], dict[str, str]]:
-    """({BatchNorm: layer before it}, {BatchNorm that stays: reason}), by first path. Changes nothing."""
+def foldable(model: nn.Module, calls: Calls | None, ignore: Ignore = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """({BatchNorm: layer before it}, {BatchNorm that stays: reason}), by first path. Changes nothing. ``calls``: see ``graphs``."""
     norms = {norm: paths[0] for norm, paths in all_names(model).items() if isinstance(norm, _NORMS)}
     if not norms:
         return {}, {}
     names = all_names(model)
     tied = _tied(model)
     pairs: dict[str, str] = {}
-    reasons = dict.fromkeys(norms.values(), "kept: no Linear or Conv right before it whose output it alone reads")
-    for layer, norm in dict.fromkeys(_adjacent(model)):
-        if norm not in norms or norms[norm] in pairs:
+    reasons = dict.fromkeys(norms.values(), _OUT_OF_SIGHT if calls is None else _OUT_OF_SIGHT_OF_A_RUN)
+    traced = list(graphs(model, calls))
+    in_sight = {module for courses in traced for course in courses for module in course.calls}
+    reasons.update(
+        (norms[norm], "kept: no Linear or Conv right before it whose output it alone reads") for norm in norms if norm in in_sight
+    )
+    for layer, norm in [pair for courses in traced for pair in in_all(courses, _adjacent)]:
+        if norms[norm] in pairs:
             continue
         reason = _obstacle(layer, norm, tied)
         if reason is None and any(ignored(path, module, ignore) for module in (layer, norm) for path in names[module]):
@@ -75,7 +93,15 @@ def fold_pairs(model: nn.Module, pairs: dict[str, str], reasons: dict[str, str])
         set_note(model.get_submodule(norm_name), reason)
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, _NORMS) for module in model.modules())
+
+
 def _obstacle(layer: Layer, norm: Norm, tied: set[int]) -> str | None:
+    for module in (layer, norm):
+        method = own_method(module, next(kind for kind in (*_PAIRS, *_NORMS) if isinstance(module, kind)))
+        if method is not None:
+            return f"a {type(module).__name__} has a {method} of its own"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     if norm.num_features != layer.weight.shape[0]:
@@ -97,19 +123,18 @@ def _tied(model: nn.Module) -> set[int]:
     return twice
 
 
-def _adjacent(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
+def _adjacent(traced: Traced) -> Iterator[tuple[Layer, Norm]]:
     """(layer, BatchNorm) pairs in which both are called once and the BatchNorm alone reads the layer's output."""
-    for traced in graphs(model):
-        for node in traced.graph.nodes:
-            norm = traced.module(node)
-            before = node.args[0] if norm is not None and node.args else None
-            if not isinstance(before, fx.Node) or len(before.users) != 1:
-                continue
-            layer = traced.module(before)
-            matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
-            # Weights that the graph reads directly would change under their reader when folded into.
-            if matches and traced.called_once(layer) and traced.called_once(norm) and not traced.read_directly(layer):
-                yield layer, norm
+    for node in traced.graph.nodes:
+        norm = traced.module(node)
+        before = node.args[0] if norm is not None and node.args else None
+        if not isinstance(before, fx.Node) or len(before.users) != 1:
+            continue
+        layer = traced.module(before)
+        matches = any(isinstance(layer, kind) and isinstance(norm, norm_kind) for kind, norm_kind in _PAIRS.items())
+        # Weights that the graph reads directly would change under their reader when folded into.
+        if matches and traced.called_once(layer) and traced.called_once(norm) and not traced.read_directly(layer):
+            yield layer, norm
 
 
 @torch.no_grad()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from ..nn.channels_last_max_pool import ChannelsLastMaxPool2d
@@ -15,24 +14,28 @@ from ..nn.relu_unless_int8 import ReLUUnlessInt8
 from ..nn.state import layers
 from ..nn.surgery import replace
 from ..ops.affine import quantize_affine
-from .tracing import Traced, graphs
+from .activations import activation_of
+from .calls import Calls
+from .overrides import has_hooks, own_method
+from .tracing import Traced, graphs, in_all
 from .types import Layer
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 
-
-@dataclass
+@dataclass(frozen=True)
 class _Chain:
     """What can be fused behind one layer."""
 
     activation: str = "none"
     called: nn.Module | None = None
-    """The activation module, which has nothing left to do."""
+    """The activation module, which has nothing left to do for this layer."""
+    called_once: bool = True
     out_scale: float | None = None
     out_zero_point: int | None = None
 
 
-def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> tuple[nn.Module, dict[Layer, nn.Module]]:
+def fuse(
+    model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool], calls: Calls | None
+) -> tuple[nn.Module, dict[Layer, nn.Module]]:
     """Fuse into the new layers what follows the prepared ones in ``model``. Returns the model and the layers to put in their places.
 
     - nn.ReLU, nn.ReLU6, nn.GELU (exact), nn.SiLU and nn.Hardswish behind a layer whose result it alone reads become the layer's
@@ -41,19 +44,13 @@ def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.M
       on that scale. The integers are those that they would have made of the float result, so nothing changes but the traffic
     - in a model with an ``Int8Conv2d``, ``nn.MaxPool2d`` becomes ``ChannelsLastMaxPool2d``
 
-    ``made``: prepared layer -> new layer. ``keep(module)``: activations to leave alone. Pairs are found as ``fold_batch_norm`` finds
-    its; activations called as functions, ``F.relu(x)``, are not seen.
+    ``made``: prepared layer -> new layer. ``keep(module)``: activations to leave alone. ``calls``: those of real runs, see ``graphs``.
+    Pairs are found as ``fold_batch_norm`` finds its; activations called as functions, ``F.relu(x)``, are not seen.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     fused = dict(made)
-    for traced in graphs(model):
-        for node in traced.graph.nodes:
-            layer = traced.module(node)
-            if layer not in made or not traced.called_once(layer):
-                continue
-            chain = _behind(traced, node, made, keep)
-            if chain is None:
-                continue
+    for courses in graphs(model, calls):
+        for layer, chain in in_all(courses, lambda traced: _chains(traced, made, keep)):
             new = fused[layer]
             if chain.out_scale is not None:
                 assert isinstance(new, Int8Conv2d)
@@ -61,8 +58,7 @@ def fuse(model: nn.Module, made: Mapping[Layer, nn.Module], keep: Callable[[nn.M
             new.activation = chain.activation
             fused[layer] = new
             if chain.called is not None:
-                once = traced.called_once(chain.called)
-                replaced[chain.called] = nn.Identity() if once else ReLUUnlessInt8(chain.called.inplace)
+                replaced[chain.called] = nn.Identity() if chain.called_once else ReLUUnlessInt8(chain.called.inplace)
     if any(isinstance(layer, Int8Conv2d) for layer in made.values()):
         replaced |= {
             pool: _fast(pool)
@@ -79,23 +75,14 @@ def _fast(pool: nn.MaxPool2d) -> ChannelsLastMaxPool2d:
     return ChannelsLastMaxPool2d(*sizes, ceil_mode=pool.ceil_mode).train(pool.training)
 
 
-def activation_of(module: nn.Module | None) -> str | None:
-    """The name by which the layers know this activation, None for others and for modules that are no activations.
-
-    >>> activation_of(nn.GELU())
-    'gelu'
-    """
-    kind = type(module)
-    if kind in _ACTIVATIONS:
-        return _ACTIVATIONS[kind]
-    if kind is nn.GELU:
-        return "gelu" if module.approximate == "none" else None  # type: ignore[union-attr]
-    if kind.__module__ == "transformers.activations":  # told by name, so that transformers need not be installed
-        if kind.__name__ == "SiLUActivation":
-            return "silu"
-        if kind.__name__ == "GELUActivation" and getattr(module, "act", None) is F.gelu:
-            return "gelu"
-    return None
+def _chains(traced: Traced, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> Iterator[tuple[Layer, _Chain]]:
+    """Layers of a graph and what can be fused behind them."""
+    for node in traced.graph.nodes:
+        layer = traced.module(node)
+        if layer in made and traced.called_once(layer) and not traced.read_directly(layer):
+            chain = _behind(traced, node, made, keep)
+            if chain is not None:
+                yield layer, chain
 
 
 def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep: Callable[[nn.Module], bool]) -> _Chain | None:
@@ -113,15 +100,13 @@ def _behind(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module], keep
     if target is not None:
         if activation == "relu6" and _saturates_at(6.0, *target):
             activation = "relu"  # which costs less, and the clipping of the integers does the rest
-        return _Chain(activation, called, *target)
+        return _Chain(activation, called, once, *target)
     return _Chain(activation, called) if called is not None and once else None
 
 
 def _may_go(module: nn.Module, keep: Callable[[nn.Module], bool]) -> bool:
-    """Whether something else may take the place of this module."""
-    return not keep(module) and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Whether something else may take the place of this module, which is of one of torch's types."""
+    return not keep(module) and not has_hooks(module) and own_method(module, type(module)) is None
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -131,9 +116,14 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 def _through_identities(traced: Traced, node: fx.Node) -> fx.Node:
     """The last of the nodes behind this one that hold the same tensor for one reader each."""
-    while (reader := _only_reader(node)) is not None and type(traced.module(reader)) is nn.Identity:
+    while (reader := _only_reader(node)) is not None and _is_identity(traced.module(reader)):
         node = reader
     return node
+
+
+def _is_identity(module: nn.Module | None) -> bool:
+    """Whether nobody notices what goes through this module."""
+    return type(module) is nn.Identity and not has_hooks(module) and own_method(module, nn.Identity) is None
 
 
 def _int8_target(traced: Traced, node: fx.Node, made: Mapping[Layer, nn.Module]) -> tuple[float, int | None] | None:

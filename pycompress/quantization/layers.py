@@ -16,6 +16,7 @@ from ..nn.sparse24_conv2d import Sparse24Conv2d
 from ..nn.sparse24_linear import Sparse24Linear
 from ..nn.surgery import Ignore, all_names, ignored, replace
 from .foreign import as_linear, is_transposed_linear
+from .overrides import has_hooks, own_method
 from .types import Layer
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def choose_layers(
     chosen: dict[str, QuantizationConfig] = {}
     kept: dict[str, str] = {}
     names = all_names(model)
+    _check_patterns(where, names, config)
     owners = _owners(model)
     inside_attention = {child for module in names if isinstance(module, nn.MultiheadAttention) for child in module.modules()} - {
         module for module in names if isinstance(module, nn.MultiheadAttention)
@@ -68,9 +70,23 @@ def choose_layers(
     for name in chosen:
         layer = model.get_submodule(name)
         for part, tensor in (("weight", layer.weight), ("bias", getattr(layer, "bias", None))):  # an embedding has no bias
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                how = "give it some first: model.to_empty(device='cpu'), then load_state_dict"
+                raise ValueError(f"{where}: {part} of layer {name!r} must have values, got a meta tensor; {how}")
             if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
                 raise ValueError(f"{where}: {part} of layer {name!r} must be finite, got NaN or Inf")
     return chosen, kept
+
+
+def _check_patterns(where: str, names: dict[nn.Module, list[str]], config: QuantizationConfig | ConfigMap) -> None:
+    """A name or pattern that matches nothing is a mistake, as it is in ``ignore``. Types may be those of other models."""
+    for pattern in config if isinstance(config, Mapping) else ():
+        if isinstance(pattern, str) and not any(_matches(pattern, path) for paths in names.values() for path in paths):
+            raise ValueError(f"{where}: config entry {pattern!r} matches no module of the model")
+
+
+def _matches(pattern: str, path: str) -> bool:
+    return path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern)
 
 
 def _config_of(module: nn.Module, paths: list[str], config: QuantizationConfig | ConfigMap) -> QuantizationConfig | None:
@@ -82,7 +98,7 @@ def _config_of(module: nn.Module, paths: list[str], config: QuantizationConfig |
         if isinstance(pattern, type):
             if isinstance(module, pattern) or (issubclass(nn.Linear, pattern) and is_transposed_linear(module)):
                 found = candidate
-        elif any(path == pattern or path.startswith(pattern + ".") or fnmatchcase(path, pattern) for path in paths):
+        elif any(_matches(pattern, path) for path in paths):
             found = candidate
     return found
 
@@ -129,15 +145,17 @@ def _obstacle(
         return f"{type(config).__name__} has no layer for {kind}"
     if inside_attention:
         return "nn.MultiheadAttention uses this weight directly and never calls the layer"
-    if not transposed and not any(type(module).forward is base.forward for base in (*_FLOAT_LAYERS, nn.Embedding)):
-        return f"{kind} has a forward of its own"
+    base = type(module) if transposed else next(base for base in config.layer_types if isinstance(module, base))
+    method = own_method(module, base)
+    if method is not None:
+        return f"{kind} has a {method} of its own"
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters()):
         return "its weight is not initialized, run the model once first"
     if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
         return "its weight is tied to another layer's"
     if "weight" not in module._parameters and not nn.utils.parametrize.is_parametrized(module, "weight"):
-        return "its weight is not a parameter (an old-style weight_norm or spectral_norm?)"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "its weight is not a parameter (an old-style weight_norm or spectral_norm, or torch.nn.utils.prune? take it off first)"
+    if has_hooks(module):
         return "it has hooks, which a new layer would lose"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, not a floating point type"
@@ -151,14 +169,19 @@ def _packed_obstacle(module: PackedModule, config: QuantizationConfig, qat: bool
         return f"a {type(module).__name__} cannot be trained; for training with masks call Pruner.convert after Quantizer.convert"
     if module.activation != "none":
         return f"its activation {module.activation!r} is fused into it"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return "it has hooks, which a new layer would lose"
     return config.obstacle(module.to_dense())
 
 
+_NOT_MEANT = ("named in ignore", "no config is given for it", " has no layer for ")
+
+
 def _why_none(names: dict[nn.Module, list[str]], kept: dict[str, str]) -> str:
     if kept:
-        name, reason = next(iter(kept.items()))
+        # A layer that could be quantized but for something tells more than one that was never meant to be.
+        telling = [(name, reason) for name, reason in kept.items() if not any(words in reason for words in _NOT_MEANT)]
+        name, reason = next(iter(telling or kept.items()))
         more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
         return f" ({name or 'the model itself'}: {reason.removeprefix('left as it is: ')}{more})"
     if any(isinstance(module, CompressedModule) for module in names):

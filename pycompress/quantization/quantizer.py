@@ -7,17 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..analysis.inputs import check_model
 from ..nn.base import set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, ignored, replace
+from ..nn.untouched import untouched
 from .algorithms import check_algorithms
-from .calibration import Forward, evaluating, input_shapes, modules_of, run_batches
+from .calibration import Forward, Shapes, evaluating, example_run, modules_of, run_batches
+from .calls import Calls, recording
 from .configs import QuantizationConfig
+from .copying import copy_model
 from .crossover import Crossover, slower
 from .fake_quantize import ActivationQuantizer, layer_quantizer
-from .fold import fold_batch_norm, fold_pairs, foldable
+from .fold import fold_pairs, foldable, has_batch_norm
 from .fuse import fuse as fuse_layers
 from .layers import ConfigMap, choose_layers, float_twin, open_packed
 from .prepare import Qat, config_of, prepare_layer, prepared_layers, strip_layer
@@ -50,20 +53,22 @@ class Quantizer:
     ) -> None:
         check_config("Quantizer", config)
         self.config = dict(config) if isinstance(config, Mapping) else config
-        self.ignore = ignore
+        self.ignore = ignore if isinstance(ignore, (str, type, nn.Module)) else list(ignore)  # looked through once per model
         self.fold_bn = fold_bn
         self.crossover = _check_crossover("Quantizer", crossover)
         check_bool("Quantizer", "fuse", fuse)
         self.fuse = fuse
         self._example_inputs: Any = None
-        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._shapes: Shapes = {}
+        self._calls: Calls | None = None
         self._ignored: list[Any] | None = None
 
     def prepare(self, model: nn.Module, example_inputs: Any = None, *, qat: bool | Qat = False, inplace: bool = False) -> nn.Module:
         """Copy the model, fold BatchNorms and put the simulation onto every layer that will be quantized.
 
         - ``example_inputs``: a tensor, a tuple of positional or a mapping of keyword arguments. The model runs once on it, and layers
-          that are never called (their owner reads the weight itself) are left alone. It also tells ``calibrate`` what a batch holds.
+          that are never called (their owner reads the weight itself) are left alone. What the run calls decides where BatchNorms are
+          folded and layers fused in code that cannot be traced. It also tells ``calibrate`` what a batch holds.
         - ``qat``: False for post-training quantization: the model computes in float until calibrated. True or "ste": the simulation is
           on, ready for training, with straight-through gradients; static activation ranges follow the data in training mode.
           "lsq": scales are parameters, too, and learn (calibrate before training).
@@ -78,10 +83,12 @@ class Quantizer:
         if prepared_layers(model):
             raise ValueError(f"{where}: model must not be prepared already, call convert first")
         ignore = check_ignore(where, model, self.ignore)
-        chosen, kept = choose_layers(where, model, self.config, ignore, qat=mode is not None)
-        shapes: dict[str, list[tuple[int, ...]]] = {}
+        with untouched(model):  # reading a parametrized weight may change buffers
+            chosen, kept = choose_layers(where, model, self.config, ignore, qat=mode is not None)
+        shapes: Shapes = {}
+        calls = None
         if example_inputs is not None:
-            shapes = input_shapes(where, model, chosen, example_inputs)
+            shapes, calls = example_run(where, model, example_inputs, chosen)
             for name in [name for name in chosen if name not in shapes]:
                 kept[name] = "left as it is: the model did not call it on example_inputs"
                 del chosen[name]
@@ -90,16 +97,16 @@ class Quantizer:
         paths = _by_path(model, ignore)
         # From here on nothing is refused.
         if not inplace:
-            model = copy.deepcopy(model)
+            model = copy_model(model)
         model = open_packed(model, chosen)
-        pairs, reasons = foldable(model, paths) if self.fold_bn else ({}, {})
+        pairs, reasons = foldable(model, calls, paths) if self.fold_bn else ({}, {})
         fold_pairs(model, pairs, reasons)
         for name, config in chosen.items():
             prepare_layer(name, model.get_submodule(name), config, mode)
             forbid_fast_path(model, model.get_submodule(name.rpartition(".")[0]))
         for name, reason in kept.items():
             set_note(model.get_submodule(name), reason)
-        self._example_inputs, self._shapes, self._ignored = example_inputs, shapes, paths
+        self._example_inputs, self._shapes, self._ignored, self._calls = example_inputs, shapes, paths, calls
         return model
 
     def calibrate(
@@ -117,13 +124,14 @@ class Quantizer:
         layers = _prepared(where, model)
         if not any(not part.scheme.dynamic for part in modules_of(model, ActivationQuantizer).values()):
             return model
-        with _observing(model) as static:
+        with _observing(model) as static, recording(model) as calls:
             run_batches(where, model, data, example_inputs=self._example_inputs, forward=forward, progress=progress)
             reached = [part for part in static.values() if part.observer.has_data()]
             if not reached:
                 raise ValueError(f"{where}: data must reach a prepared layer, it reached none of {len(static)}")
             for part in reached:
                 part.calculate_qparams()
+        self._calls = calls | (self._calls or set())
         for layer in layers.values():
             layer_quantizer(layer).enabled = _is_ready(layer)
         for part in modules_of(model, ActivationQuantizer).values():
@@ -142,7 +150,7 @@ class Quantizer:
         if parts and not any(part.ready for part in parts):
             raise RuntimeError("convert: model must be calibrated first, call Quantizer.calibrate (or train it after prepare(qat=True))")
         if not inplace:
-            model = copy.deepcopy(model)
+            model = copy_model(model)
         layers = prepared_layers(model)
         ready = {layer: config_of(layer) for layer in layers.values() if _is_ready(layer)}
         made = {layer: config.convert(layer) for layer, config in ready.items() if not config.simulated}
@@ -158,7 +166,8 @@ class Quantizer:
                     del made[layer], ready[layer]
         if self.fuse:
             names, entries = all_names(model), self.ignore if self._ignored is None else self._ignored
-            model, made = fuse_layers(model, made, lambda module: any(ignored(path, module, entries) for path in names[module]))
+            keep = lambda module: any(ignored(path, module, entries) for path in names[module])  # noqa: E731
+            model, made = fuse_layers(model, made, keep, self._calls)
         # All new layers exist; nothing below can fail.
         for layer, config in ready.items():
             if config.simulated:
@@ -168,6 +177,8 @@ class Quantizer:
                 strip_layer(layer)
                 set_note(layer, reasons[layer])
         for layer, new in made.items():
+            if layer is model:
+                strip_layer(layer)  # the caller may hold it still
             model = replace(model, layer, new)
         return model
 
@@ -222,13 +233,15 @@ def quantize(
     if isinstance(data, Iterator) and needs_data:
         data = list(data)  # passed over more than once
     entries = check_ignore(where, model, ignore)
-    chosen, _ = choose_layers(where, model, config, entries)
+    with untouched(model):  # reading a parametrized weight may change buffers
+        chosen, _ = choose_layers(where, model, config, entries)
     entries = _by_path(model, entries)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     model = open_packed(model, chosen)
-    if fold_bn:
-        fold_batch_norm(model, ignore=entries, inplace=True)
+    if fold_bn and has_batch_norm(model):
+        calls = _example_calls(where, model, example_inputs, data if needs_data or _has_static(config) else None, forward)
+        fold_pairs(model, *foldable(model, calls, entries))
     context = {"example_inputs": example_inputs, "forward": forward, "progress": progress}
     for step in steps:
         if step.stage == "before":
@@ -246,6 +259,18 @@ def quantize(
         for layer in prepared_layers(model).values():
             strip_layer(layer)
         raise
+
+
+def _example_calls(where: str, model: nn.Module, example_inputs: Any, data: Any, forward: Forward | None) -> Calls | None:
+    """The calls of a run on ``example_inputs`` or else on the first batch, if getting that batch changes nothing: not out of an iterator or
+    a shuffling loader."""
+    if example_inputs is not None:
+        return example_run(where, model, example_inputs)[1]
+    if not isinstance(data, (Tensor, list, tuple)) or len(data) == 0:
+        return None
+    with untouched(model), evaluating(model), recording(model) as calls:
+        run_batches("calibrate", model, data if isinstance(data, Tensor) else data[:1], forward=forward, progress=False)
+    return calls
 
 
 def _by_path(model: nn.Module, ignore: Ignore) -> list[str | type | nn.Module]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.inputs import check_model
-from ..nn.surgery import Ignore
+from ..nn.surgery import Ignore, check_ignore
 from ..progress import track
 from .calibration import Forward, batch_inputs, evaluating
 from .configs import QuantizationConfig
@@ -55,6 +55,7 @@ def sensitivity(
     """
     where = "sensitivity"
     check_model(where, model)
+    ignore = check_ignore(where, model, ignore)
     choices = [configs] if isinstance(configs, QuantizationConfig) else list(configs)
     if not choices:
         raise ValueError(f"{where}: configs must hold at least one config, got none")

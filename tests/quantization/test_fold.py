@@ -31,9 +31,9 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def check_same(model: nn.Module, x: Tensor, left: int) -> nn.Module:
+def check_same(model: nn.Module, x: Tensor, left: int, **options) -> nn.Module:
     before = copy.deepcopy(model.state_dict())
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, **options)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
     assert len(norms(folded)) == left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -101,14 +101,18 @@ class Branching(nn.Module):
         return self.bn(self.conv(y))
 
 
-def test_untraceable_model_is_folded_inside_its_parts():
-    folded = check_same(settled(Branching()), torch.randn(2, 3, 6, 6, dtype=torch.float64), left=1)
-    assert isinstance(folded.stem[1], nn.Identity)
+def test_untraceable_model_is_folded_where_a_run_shows_what_happens():
+    model, x = settled(Branching()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    folded = check_same(model, x, left=1, example_inputs=x)
+    assert isinstance(folded.stem[1], nn.Identity) and "as it ran on the example" in get_note(folded.bn)
+    kept = check_same(model, x, left=2)
+    assert "only a run on example_inputs tells" in get_note(kept.stem[1])
 
 
 def test_untraceable_grandchild_does_not_matter():
-    model = settled(nn.Sequential(Branching(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)))
-    check_same(model, torch.randn(2, 3, 6, 6, dtype=torch.float64), left=1)
+    model, x = settled(nn.Sequential(Branching(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5))), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert isinstance(check_same(model, x, left=2)[2], nn.Identity)
+    assert isinstance(check_same(model, x, left=1, example_inputs=x)[0].bn, nn.BatchNorm2d)
 
 
 class Reused(nn.Module):
@@ -127,7 +131,9 @@ def test_layer_called_twice_is_kept():
 def test_shared_layer_between_untraceable_parts_is_kept():
     conv = nn.Conv2d(4, 4, 1)
     model = settled(nn.Sequential(Branching(), nn.Sequential(conv, nn.BatchNorm2d(4)), nn.Sequential(conv, nn.ReLU())))
-    check_same(model, torch.randn(2, 3, 6, 6, dtype=torch.float64), left=2)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    check_same(model, x, left=3)
+    check_same(model, x, left=2, example_inputs=x)
 
 
 def test_tied_weights_are_kept():

@@ -16,7 +16,7 @@ from pycompress.nn import Int8Conv1d, Int8Conv2d, Int8Linear
 from pycompress.nn.channels_last_max_pool import ChannelsLastMaxPool2d
 from pycompress.nn.relu_unless_int8 import ReLUUnlessInt8
 from pycompress.ops.int8_conv2d import TRACEABLE_MARKS
-from pycompress.quantization.fuse import activation_of
+from pycompress.quantization.activations import activation_of
 
 STATIC = [pc.Int8Static(), pc.Int8Static(symmetric=True)]
 
@@ -232,8 +232,9 @@ def test_parts_of_an_untraceable_model():
         def forward(self, x):
             return self.block(x) if x.sum() > 0 else x
 
-    model, _ = seeded(Model, (6, 16))
-    fused = pc.quantize(model, pc.Int8Dynamic())
+    model, x = seeded(Model, (6, 16))
+    assert type(pc.quantize(model, pc.Int8Dynamic()).block[1]) is nn.ReLU  # without a run nobody knows who calls the block
+    fused = pc.quantize(model, pc.Int8Dynamic(), example_inputs=x.abs())
     assert isinstance(fused.block[0], Int8Linear) and fused.block[0].activation == "relu" and type(fused.block[1]) is nn.Identity
 
 

@@ -56,7 +56,7 @@ def test_left_alone_with_a_reason(make, config, reason):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_old_style_weight_norm_is_left_alone():
-    """Its weight is a plain tensor that a hook recomputes; torch itself cannot copy such a model."""
+    """Its weight is a plain tensor that a hook recomputes."""
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     quantized = quantize(model, Int8Dynamic(), inplace=True)
     assert "its weight is not a parameter" in get_note(quantized[0])

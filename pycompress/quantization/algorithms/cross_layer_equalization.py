@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -12,8 +12,10 @@ from torch.nn.utils import parametrize
 
 from ...analysis.inputs import check_model
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
+from ..copying import copy_model
+from ..overrides import has_hooks, own_method
 from ..scheme import check_int
-from ..tracing import trace
+from ..tracing import Traced, graphs, in_all
 from ..types import Layer
 from .base import algorithm
 
@@ -34,13 +36,17 @@ _BY_CHANNEL_FUNCTIONS = {
 }
 
 
+_NO_PAIR = "no two of its layers have only ReLU, dropout or pooling between them, which GELU, SiLU, normalizations and additions are not"
+
+
 @algorithm("cross_layer_equalization", stage="before", needs_data=False)
 def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: Ignore = (), inplace: bool = False) -> nn.Module:
     """Rescale pairs of layers with only ReLU-like functions between them; the float model computes the same.
 
     For each channel i between W1 and W2: s_i = sqrt(max|W1_i| / max|W2_i|), W1_i /= s_i, b1_i /= s_i, W2_i *= s_i. Repeated for chains.
     Matters most for one scale per tensor. Fold BatchNorms first. Pairs are found with ``torch.fx``, assuming batched inputs; an
-    untraceable model is left as it is. ``ignore``: layers not to touch. Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1.
+    untraceable model is left as it is. ``ignore``: layers not to touch. Warns if there is nothing to do.
+    Source: Nagel et al. 2019, arXiv 1906.04721, section 4.1.
 
     >>> model = cross_layer_equalization(fold_batch_norm(model))
     """
@@ -51,9 +57,13 @@ def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: 
     names = all_names(model)
     skip = [paths[0] for layer, paths in names.items() if any(ignored(path, layer, entries) for path in paths)]
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     skipped = {model.get_submodule(name) for name in skip}
-    pairs = [(a, b) for a, b in equalizable(model) if a not in skipped and b not in skipped]
+    found = equalizable(model)
+    pairs = [(a, b) for a, b in found if a not in skipped and b not in skipped]
+    if not pairs:
+        reason = "ignore names one of each pair" if found else _NO_PAIR if any(graphs(model, None)) else "torch.fx cannot trace it"
+        warnings.warn(f"{where}: nothing to do, the model stays as it is ({reason})", stacklevel=2)
     for _ in range(iterations):
         changes = [_equalize(first, second) for first, second in pairs]
         if not changes or max(changes) < 1e-3:
@@ -61,35 +71,39 @@ def cross_layer_equalization(model: nn.Module, *, iterations: int = 20, ignore: 
     return model
 
 
-def equalizable(model: nn.Module) -> Iterator[tuple[Layer, Layer]]:
+def equalizable(model: nn.Module) -> list[tuple[Layer, Layer]]:
     """(layer, next layer) pairs in which nothing else reads what flows between them."""
-    graph = trace(model, shallow=False)
-    if graph is None:
-        return
-    nodes = [node for node in graph.nodes if node.op == "call_module"]
-    modules = {node: model.get_submodule(node.target) for node in nodes}
-    calls = [module for module in modules.values() if isinstance(module, _LAYERS)]
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    for node in nodes:
-        layer = modules[node]
+    return [pair for courses in graphs(model, None) for pair in in_all(courses, _neighbours)]
+
+
+def _neighbours(traced: Traced) -> Iterator[tuple[Layer, Layer]]:
+    for node in traced.graph.nodes:
+        layer = traced.module(node)
         if not isinstance(layer, _LAYERS):
             continue
         after, module, flat = node, None, False
         while len(after.users) == 1:
             after = next(iter(after.users))
-            module = modules.get(after)
+            module = traced.module(after)
             if isinstance(module, _LAYERS):
                 break
             if _is_flatten(after, module):
                 flat = True
             elif not _passes(after, module, layer) or (flat and module is not None and not isinstance(module, _ELEMENTWISE)):
                 break
-        usable = isinstance(module, _LAYERS) and all(
-            calls.count(part) == 1 and not parametrize.is_parametrized(part) and not part._forward_hooks and not part._forward_pre_hooks
-            for part in (layer, module)
-        )
-        if usable and node.target not in read and after.target not in read and _fits(layer, module, flat):
+        if isinstance(module, _LAYERS) and all(_usable(traced, part) for part in (layer, module)) and _fits(layer, module, flat):
             yield layer, module
+
+
+def _usable(traced: Traced, layer: Layer) -> bool:
+    plain = _computes_as(layer, _LAYERS) and not parametrize.is_parametrized(layer)
+    return plain and traced.called_once(layer) and not traced.read_directly(layer)
+
+
+def _computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether the module is of one of these types, also by what it computes, and nobody watches it."""
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    return kind is not None and own_method(module, kind) is None and not has_hooks(module)
 
 
 def _dims(layer: Layer) -> int:
@@ -101,7 +115,7 @@ def _passes(node: fx.Node, module: nn.Module | None, layer: Layer) -> bool:
     """Whether a scale per output channel of ``layer`` comes through this node."""
     d = _dims(layer)
     if module is not None:
-        return isinstance(module, _ELEMENTWISE + _BY_CHANNEL.get(d, ()))
+        return _computes_as(module, _ELEMENTWISE + _BY_CHANNEL.get(d, ()))
     if node.op == "call_method":
         return node.target in ("relu", "relu_", "contiguous")
     return node.op == "call_function" and node.target in _ELEMENTWISE_FUNCTIONS + _BY_CHANNEL_FUNCTIONS.get(d, ())
@@ -110,7 +124,7 @@ def _passes(node: fx.Node, module: nn.Module | None, layer: Layer) -> bool:
 def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
     """(N, C, ...) -> (N, C * ...)"""
     if module is not None:
-        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+        return _computes_as(module, (nn.Flatten,)) and module.start_dim == 1 and module.end_dim == -1
     named = node.target == "flatten" if node.op == "call_method" else node.target is torch.flatten
     return named and node.args[1:] == (1,) and not node.kwargs
 

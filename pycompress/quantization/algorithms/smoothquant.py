@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from ...analysis.inputs import check_model
+from ...nn.base import set_note
 from ...nn.surgery import Ignore, all_names, check_ignore, ignored
 from ..calibration import Forward, evaluating, run_batches
+from ..copying import copy_model
 from ..types import Norm
 from .base import algorithm
 
@@ -36,7 +39,8 @@ def smoothquant(
 
     For each channel j: s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), the maximum of W taken over all readers. ``alpha``: 0 moves nothing of
     the activations' outliers into the weights, 1 all. Taken are LayerNorm and RMSNorm (any class of that name with a ``weight``)
-    whose output only Linear layers read, as observed while running ``data``; others are left as they are. ``ignore``: layers not to touch.
+    whose output only Linear layers read, as observed while running ``data``; others are left as they are, with a note. ``ignore``: layers
+    not to touch. Warns if there is nothing to do.
     Source: Xiao et al. 2023, arXiv 2211.10438, equation 4.
 
     >>> model = smoothquant(model, data)
@@ -48,26 +52,45 @@ def smoothquant(
     entries = check_ignore(where, model, ignore)
     skip = [paths[0] for module, paths in all_names(model).items() if any(ignored(path, module, entries) for path in paths)]
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_model(model)
     skipped = {model.get_submodule(name) for name in skip}
     norms = [module for module in model.modules() if _is_norm(module)]
     watch = _Watch(model, norms)
     with watch, evaluating(model):
         run_batches(where, model, data, example_inputs=example_inputs, forward=forward, progress=progress)
     owners = _parameter_owners(model)
-    for norm, seen in watch.outputs.items():
-        touched = [norm, *seen.readers]
-        plain = all(
-            module not in skipped
-            and not parametrize.is_parametrized(module)
-            and all(len(owners[id(parameter)]) == 1 for parameter in module.parameters(recurse=False))
-            for module in touched
-        )
-        if seen.only_linear and seen.readers and plain:
+    names, left = all_names(model), {}
+    for norm in norms:
+        seen = watch.outputs.get(norm)
+        reason = _obstacle(norm, seen, skipped, owners)
+        if seen is not None and reason is None:
             if not torch.isfinite(seen.amax).all():
                 raise ValueError(f"{where}: activations must be finite, got NaN or Inf behind a {type(norm).__name__}")
-            _smooth(norm, list(seen.readers), seen.amax, seen.sample, alpha)
+            if not _smooth(norm, list(seen.readers), seen.amax, seen.sample, alpha):
+                reason = "its output does not scale with its weight"
+        if reason is not None:
+            left[names[norm][0]] = reason
+            set_note(norm, f"not smoothed: {reason}")
+    if len(left) == len(norms):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "the model has no LayerNorm or RMSNorm"
+        warnings.warn(f"{where}: nothing to do, the model stays as it is ({shorten(reasons, 400)})", stacklevel=2)
     return model
+
+
+def _obstacle(norm: Norm, seen: _Output | None, skipped: set[nn.Module], owners: dict[int, list[nn.Module]]) -> str | None:
+    """Why this normalization cannot be smoothed, or None."""
+    if seen is None:
+        return "it was not called"
+    touched = [norm, *seen.readers]
+    if any(module in skipped for module in touched):
+        return "it or a layer behind it is named in ignore"
+    if any(parametrize.is_parametrized(module) for module in touched):
+        return "it or a layer behind it is parametrized"
+    if any(len(owners[id(parameter)]) > 1 for module in touched for parameter in module.parameters(recurse=False)):
+        return "it or a layer behind it shares a parameter with another layer"
+    if not seen.only_linear or not seen.readers:
+        return "its output is not read by nn.Linear layers alone"
+    return None
 
 
 @dataclass
@@ -177,7 +200,8 @@ def _parameter_owners(model: nn.Module) -> dict[int, list[nn.Module]]:
 
 
 @torch.no_grad()
-def _smooth(norm: Norm, readers: list[nn.Linear], amax: Tensor, sample: Tensor, alpha: float) -> None:
+def _smooth(norm: Norm, readers: list[nn.Linear], amax: Tensor, sample: Tensor, alpha: float) -> bool:
+    """In place; False, with nothing changed, if the normalization does not scale with its weight."""
     weight = torch.stack([reader.weight.abs().amax(dim=0).float() for reader in readers]).amax(dim=0)
     scale = amax.pow(alpha) / weight.pow(1 - alpha)
     # A channel that is always 0, or that nobody reads, has no size to balance.
@@ -190,6 +214,7 @@ def _smooth(norm: Norm, readers: list[nn.Linear], amax: Tensor, sample: Tensor, 
     if not torch.allclose(norm(sample) * scale, before, rtol=1e-2, atol=1e-3 * float(before.abs().max())):
         for parameter, old in zip(own, kept, strict=True):
             parameter.copy_(old)
-        return
+        return False
     for reader in readers:
         reader.weight.mul_(scale)
+    return True
