@@ -114,6 +114,18 @@ def example_run(where: str, model: nn.Module, example_inputs: Any, names: Iterab
     return {name: list(shapes[layer]) for name, layer in layers.items() if layer in shapes}, calls
 
 
+def own_run(where: str, model: nn.Module) -> Calls | None:
+    """The calls of a run on ``model.dummy_inputs``, which models of Hugging Face's transformers have. None without them, or where the model
+    does not run on them: they are token ids, whatever the model takes."""
+    inputs = getattr(model, "dummy_inputs", None)
+    if not isinstance(inputs, Mapping):
+        return None
+    try:
+        return example_run(where, model, inputs)[1]
+    except Exception:  # whatever a model may raise on inputs that are not made for it
+        return None
+
+
 def modules_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     """All modules of a type by their first path."""
     return {paths[0]: module for module, paths in all_names(model).items() if isinstance(module, kind)}

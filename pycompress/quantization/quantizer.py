@@ -14,7 +14,7 @@ from ..nn.base import set_note
 from ..nn.surgery import Ignore, all_names, check_ignore, forbid_fast_path, ignored, replace
 from ..nn.untouched import untouched
 from .algorithms import check_algorithms
-from .calibration import Forward, Shapes, evaluating, example_run, modules_of, run_batches
+from .calibration import Forward, Shapes, evaluating, example_run, modules_of, own_run, run_batches
 from .calls import Calls, recording
 from .configs import QuantizationConfig
 from .copying import copy_model
@@ -86,8 +86,9 @@ class Quantizer:
         with untouched(model):  # reading a parametrized weight may change buffers
             chosen, kept = choose_layers(where, model, self.config, ignore, qat=mode is not None)
         shapes: Shapes = {}
-        calls = None
-        if example_inputs is not None:
+        if example_inputs is None:
+            calls = own_run(where, model)
+        else:
             shapes, calls = example_run(where, model, example_inputs, chosen)
             for name in [name for name in chosen if name not in shapes]:
                 kept[name] = "left as it is: the model did not call it on example_inputs"
@@ -263,11 +264,11 @@ def quantize(
 
 def _example_calls(where: str, model: nn.Module, example_inputs: Any, data: Any, forward: Forward | None) -> Calls | None:
     """The calls of a run on ``example_inputs`` or else on the first batch, if getting that batch changes nothing: not out of an iterator or
-    a shuffling loader."""
+    a shuffling loader; or else on what the model brings."""
     if example_inputs is not None:
         return example_run(where, model, example_inputs)[1]
     if not isinstance(data, (Tensor, list, tuple)) or len(data) == 0:
-        return None
+        return own_run(where, model)
     with untouched(model), evaluating(model), recording(model) as calls:
         run_batches("calibrate", model, data if isinstance(data, Tensor) else data[:1], forward=forward, progress=False)
     return calls

@@ -257,3 +257,24 @@ def test_recording():
     assert [inner.path for inner in call.inner] == ["features", "features.0"]
     assert [inner.path for inner in call.inner[0].inner] == ["features.0", "features.1", "features.2", "features.3"]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Ambiguous(nn.Module):
+    """Cannot be traced, as transformers cannot be, and brings inputs that it runs on, or does not."""
+
+    def __init__(self, dummy_inputs):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.dummy_inputs = dummy_inputs
+
+    def forward(self, x):
+        return self.block(x) if x.abs().sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("dummy_inputs", "activation"),
+    [({"x": torch.ones(2, 8)}, "gelu"), ({"x": torch.ones(2, 9)}, "none"), ({"input_ids": torch.ones(1)}, "none"), (None, "none")],
+)
+def test_a_run_on_the_inputs_that_a_model_brings(dummy_inputs, activation):
+    small = pc.quantize(Ambiguous(dummy_inputs).eval(), pc.Int8Dynamic())
+    assert small.block[0].activation == activation
