@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -46,6 +46,13 @@ def prepare_layer(name: str, layer: Layer, config: QuantizationConfig, qat: Qat 
     activation.quantizing = simulate
     layer.input_quantizer = activation.train(layer.training).to(weight.device)
     layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
+    layer.register_load_state_dict_post_hook(simulate_if_ready)
+
+
+def simulate_if_ready(layer: Layer, _: Any) -> None:
+    """A static layer that got its scale out of a ``state_dict`` is as good as calibrated. A plain function, so that the model can be copied."""
+    if layer.input_quantizer.ready:
+        layer_quantizer(layer).enabled = layer.input_quantizer.quantizing = True
 
 
 def prepared_layers(model: nn.Module) -> dict[str, Layer]:
@@ -75,3 +82,6 @@ def strip_layer(layer: Layer) -> None:
             if hook is quantize_input:
                 del layer._forward_pre_hooks[key]
                 layer._forward_pre_hooks_with_kwargs.pop(key, None)
+        for key, hook in list(layer._load_state_dict_post_hooks.items()):
+            if hook is simulate_if_ready:
+                del layer._load_state_dict_post_hooks[key]

@@ -340,3 +340,17 @@ def test_all_zero_calibration_data_does_not_silence_a_layer():
 def test_progress_bar_can_be_shown(capsys):
     quantize(convnet(), Int8Static(), data=batches(), progress=True)
     assert "calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [Int8Static(), FakeQuant(bits=2, activation_bits=2, activation_granularity="tensor")])
+def test_a_calibrated_model_resumes_from_its_state_dict(config):
+    model, data = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), torch.randn(7, 6)
+    quantizer = Quantizer(config)
+    calibrated = quantizer.calibrate(quantizer.prepare(model), [data], progress=False)
+    again = Quantizer(config)
+    resumed = again.prepare(model)
+    assert torch.equal(resumed(data), model(data))  # in float until it has scales
+    resumed.load_state_dict(calibrated.state_dict())
+    assert torch.equal(resumed(data), calibrated(data)) and not torch.equal(resumed(data), model(data))
+    assert torch.equal(again.convert(resumed)(data), quantizer.convert(calibrated)(data))
+    assert not any(layer._load_state_dict_post_hooks for layer in again.convert(resumed).modules())
