@@ -50,7 +50,7 @@ def prepare_layer(name: str, layer: Layer, config: QuantizationConfig, qat: Qat 
 
 
 def simulate_if_ready(layer: Layer, _: Any) -> None:
-    """Hook of a prepared layer: with a static scale out of a ``state_dict`` it is as good as calibrated. A plain function, so that the model
+    """Hook of a prepared layer: with a scale out of a ``state_dict`` it is as good as calibrated. A plain function, so that the model
     can be copied."""
     if layer.input_quantizer.ready:
         layer_quantizer(layer).enabled = layer.input_quantizer.quantizing = True
