@@ -19,18 +19,7 @@ constexpr int kKr = 4;
 
 PC_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
-// In an order that compilers may not change: next to what follows they run out of registers and spill.
-#if defined(__GNUC__)
-PC_INLINE __m512i broadcast(const char* four) {
-  __m512i u;
-  __asm__ volatile("vpbroadcastd %[four],%[u]" : [u] "=v"(u) : [four] "m"(*reinterpret_cast<const char (*)[4]>(four)));
-  return u;
-}
-PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { __asm__ volatile("vpdpbusd %[w],%[u],%[c]" : [c] "+v"(c) : [u] "v"(u), [w] "v"(w)); }
-#else
-PC_INLINE __m512i broadcast(const char* four) { return _mm512_set1_epi32(load32(four)); }
-PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { c = _mm512_dpbusd_epi32(c, u, w); }
-#endif
+#include "int8_matmul/zmm_dot.h"  // NOLINT: inside the region on purpose
 
 PC_INLINE __m512 as_float(__m512i bits) { return _mm512_castsi512_ps(bits); }
 PC_INLINE __m512i as_bits(__m512 y) { return _mm512_castps_si512(y); }

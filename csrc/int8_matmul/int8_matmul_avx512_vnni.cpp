@@ -183,18 +183,7 @@ void tile(const void* const* a, int rows, int segments, int64_t depth, const int
   }
 }
 
-// The inner steps of linear_rows, in an order that compilers may not change: next to an epilogue they run out of registers and spill.
-#if defined(__GNUC__)
-PC_INLINE __m512i broadcast(const char* four) {
-  __m512i u;
-  __asm__ volatile("vpbroadcastd %[four],%[u]" : [u] "=v"(u) : [four] "m"(*reinterpret_cast<const char (*)[4]>(four)));
-  return u;
-}
-PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { __asm__ volatile("vpdpbusd %[w],%[u],%[c]" : [c] "+v"(c) : [u] "v"(u), [w] "v"(w)); }
-#else
-PC_INLINE __m512i broadcast(const char* four) { return _mm512_set1_epi32(load32(four)); }
-PC_INLINE void dot(__m512i& c, __m512i u, __m512i w) { c = _mm512_dpbusd_epi32(c, u, w); }
-#endif
+#include "int8_matmul/zmm_dot.h"  // NOLINT: inside the region on purpose
 
 // tile and store_f32 in one: the sums leave as floats without passing memory. Each step fetches two lines at `next` into L2.
 template <int R, int V, bool kRelu>
