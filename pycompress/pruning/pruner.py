@@ -20,7 +20,7 @@ from .mask import stored_weight
 from .masking import Masking
 from .patterns import NM, parse_pattern
 from .permutation import permute_channels
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES, Schedule, check_schedule, share_at
 from .statistics import Statistics
 from .summary import PruningSummary
 
@@ -96,8 +96,9 @@ class Pruner:
         check_model(_WHERE, model)
         kind = parse_pattern(_WHERE, pattern)
         self.criterion = _criterion(criterion, pattern)
-        self._schedule = _schedule(schedule)
         self.steps = check_positive(_WHERE, "steps", steps)
+        self._schedule = schedule if callable(schedule) else SCHEDULES[schedule]
+        check_schedule(_WHERE, self._schedule, self.steps)
         self.frequency = check_positive(_WHERE, "frequency", frequency)
         if scope not in ("local", "global"):
             raise ValueError(f"{_WHERE}: scope must be 'local' or 'global', got {scope!r}")
@@ -217,7 +218,7 @@ class Pruner:
         due = (self._anew or not self.done) and (self._calls + 1) % self.frequency == 0
         changed = False
         if due:
-            share = self._schedule(min(1.0, (self.event + 1) / self.steps))
+            share = share_at("Pruner.step", self._schedule, min(1.0, (self.event + 1) / self.steps))
             changed = self._engine.prune(self.criterion, self._evidence, share)
             self.event += 1
             self._sparsity = self._engine.summary().sparsity
@@ -376,11 +377,3 @@ def _criterion(criterion: str | Criterion, pattern: str) -> Criterion:
     if found.channels_only and pattern != "channel":
         raise ValueError(f"{_WHERE}: criterion {type(found).__name__} ranks whole channels, so pattern must be 'channel', got {pattern!r}")
     return found
-
-
-def _schedule(schedule: str | Schedule) -> Schedule:
-    if not callable(schedule):
-        return SCHEDULES[schedule]
-    if abs(schedule(1.0) - 1) > 1e-9:
-        raise ValueError(f"{_WHERE}: schedule must be 1 at progress 1, got {schedule(1.0)!r}")
-    return schedule
