@@ -18,6 +18,7 @@ from .mask import weight_of
 from .ranking import lowest
 from .rehearsal import MixedChannels, Rehearsal, rehearse
 from .summary import LayerSparsity, PruningSummary
+from .unseen import by_reason, untraceable
 
 _DRAWS = 2
 """Rehearsals before training. One choice of channels may fit by accident: whole heads, or a set that a permutation maps to itself."""
@@ -63,14 +64,15 @@ class ChannelRemoval:
             self._leave_out_mixed(graph, torch.Generator().manual_seed(draw))
         groups = self._groups(graph)
         if not groups:
-            raise ValueError(f"Pruner: the model must have a layer whose channels can be removed, got none ({self._reasons()})")
+            reasons = "; ".join(by_reason(self.fixed)) or "all are ignored or have no ratio"
+            raise ValueError(f"Pruner: the model must have a layer whose channels can be removed, got none ({reasons})")
         modules = dict(model.named_modules())
         touched = {member.name for group in groups for member in group.members}
         self.layers = {name: layer for name, layer in modules.items() if name in touched and isinstance(layer, SCORABLE)}
         self._shapes = {name: tuple(weight_of(layer).shape) for name, layer in self.layers.items()}
 
-    def attach(self) -> None:
-        modules = dict(self.model.named_modules())
+    def attach(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
         for name, reason in self.fixed.items():
             if name in modules:
                 set_note(modules[name], f"keeps its channels: {reason}")
@@ -189,13 +191,6 @@ class ChannelRemoval:
                 budget -= group.unit
         return {group: self._sets_above(group, group.channels - taken[group] * group.unit) for group in scores}
 
-    def _reasons(self) -> str:
-        """Why nothing can be removed: every reason once, after the layers that have it."""
-        names: dict[str, list[str]] = {}
-        for name, reason in self.fixed.items():
-            names.setdefault(reason, []).append(repr(name))
-        return "; ".join(f"{', '.join(who)}: {reason}" for reason, who in names.items()) or "all are ignored or have no ratio"
-
     def _leave_out_mixed(self, graph: ChannelGraph, generator: torch.Generator) -> None:
         """Rehearse the final widths with channels drawn at random; groups whose removal gives wrong results keep their channels."""
         channels = {
@@ -254,8 +249,11 @@ def _trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     try:
         return ChannelGraph(model, example_inputs)
     except Exception as error:
+        strange = ", ".join(by_reason(untraceable(model)))
+        cause = f"; channels cannot be followed through {strange}: take a mask pattern, or prune the parts around as models of their own"
         raise RuntimeError(
-            f"Pruner: pattern 'channel' must be able to trace the model, got {type(error).__name__}: {error}; the model is unchanged"
+            f"Pruner: pattern 'channel' must be able to trace the model, got {type(error).__name__}: {error}{cause if strange else ''}; "
+            "the model is unchanged"
         ) from error
 
 

@@ -13,7 +13,7 @@ from ..analysis.inputs import check_model
 from ..nn.surgery import Ignore, check_ignore, select
 from ..progress import track
 from .channels import ChannelRemoval
-from .checks import check_plain, check_positive, check_training, check_untied, check_weights, resolve_ratios
+from .checks import check_called, check_plain, check_positive, check_training, check_untied, check_weights, resolve_ratios
 from .criteria import CRITERIA, SCORABLE, Criterion, Evidence
 from .inputs import call_of, check_runs, inputs_of, modes_kept
 from .mask import stored_weight
@@ -23,6 +23,7 @@ from .permutation import permute_channels
 from .schedules import SCHEDULES, Schedule, check_schedule, share_at
 from .statistics import Statistics
 from .summary import PruningSummary
+from .unseen import by_reason, unseen
 
 _WHERE = "Pruner"
 
@@ -114,7 +115,8 @@ class Pruner:
         layers = select(model, supported, entries)
         if not layers:
             names = ", ".join(sorted(layer.__name__.strip("_") for layer in supported))
-            raise ValueError(f"{_WHERE}: model must have a layer to prune that is not ignored ({names}), got none")
+            reasons = "".join(f"; {line}" for line in by_reason(unseen(model, entries)))
+            raise ValueError(f"{_WHERE}: model must have a layer to prune that is not ignored ({names}), got none{reasons}")
         ratios = resolve_ratios(_WHERE, ratio, kind, scope, layers)
         everything = select(model, SCORABLE)
         check_weights(_WHERE, everything if kind is None else layers)
@@ -136,10 +138,12 @@ class Pruner:
         else:
             layers = {name: layer for name, layer in layers.items() if name in ratios}
             check_untied(_WHERE, model, layers)
-            self._engine = Masking(layers, kind, ratios, scope, decay)
+            check_called(_WHERE, model, layers, self.criterion.needs)
+            others = {} if isinstance(ratio, Mapping) else unseen(model, entries)  # a dict says itself that it leaves the rest
+            self._engine = Masking(layers, kind, ratios, scope, decay, others)
             self._statistics = Statistics(layers, self.criterion.needs)
         self.permutation = permute_channels(model, example_inputs, pattern=pattern, ignore=entries) if permute else None
-        self._engine.attach()
+        self._engine.attach(model)
         self._statistics.attach()
         self.model = model
         self._anew = decay is not None
