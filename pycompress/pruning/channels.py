@@ -60,8 +60,9 @@ class ChannelRemoval:
             elif ratio is not None and not set(group.outputs()) & set(protected):
                 self.ratios[group.root], self.initial[group.root] = ratio, group.channels
         # The last event is rehearsed now, whichever channels it will remove: a model that cannot be cut is told so before it trains.
+        rehearsal = Rehearsal(model, example_inputs)
         for draw in range(_DRAWS):
-            self._leave_out_mixed(graph, torch.Generator().manual_seed(draw))
+            self._leave_out_mixed(graph, rehearsal, torch.Generator().manual_seed(draw))
         groups = self._groups(graph)
         if not groups:
             reasons = "; ".join(by_reason(self.fixed)) or "all are ignored or have no ratio"
@@ -91,7 +92,8 @@ class ChannelRemoval:
             surplus = self._global_surplus(scores, share)
         else:
             surplus = {group: self._surplus(group, share) for group in groups}
-        cuts = self._rehearse(graph, {group: self._choose(group, scores[group], surplus[group]) for group in groups})
+        channels = {group: self._choose(group, scores[group], surplus[group]) for group in groups}
+        cuts = self._rehearsed(graph, channels, Rehearsal(self.model, self.example_inputs))
         if cuts:
             apply_cuts(self.model, cuts)
             self.history.append(cuts)
@@ -191,21 +193,21 @@ class ChannelRemoval:
                 budget -= group.unit
         return {group: self._sets_above(group, group.channels - taken[group] * group.unit) for group in scores}
 
-    def _leave_out_mixed(self, graph: ChannelGraph, generator: torch.Generator) -> None:
+    def _leave_out_mixed(self, graph: ChannelGraph, rehearsal: Rehearsal, generator: torch.Generator) -> None:
         """Rehearse the final widths with channels drawn at random; groups whose removal gives wrong results keep their channels."""
         channels = {
             group: self._choose(group, torch.rand(group.channels, generator=generator), self._surplus(group, 1.0))
             for group in self._groups(graph)
         }
         try:
-            self._rehearse(graph, channels)
+            self._rehearsed(graph, channels, rehearsal)
         except MixedGroups as error:
             for group in error.groups:
                 del self.ratios[group.root], self.initial[group.root]
-                self.fixed.update(dict.fromkeys(group.outputs(), str(error.__cause__)))
-            self._leave_out_mixed(graph, generator)
+                self.fixed.update(dict.fromkeys(group.outputs(), error.reason))
+            self._leave_out_mixed(graph, rehearsal, generator)
 
-    def _rehearse(self, graph: ChannelGraph, channels: Mapping[Group, list[int]]) -> Cuts:
+    def _rehearsed(self, graph: ChannelGraph, channels: Mapping[Group, list[int]], rehearsal: Rehearsal) -> Cuts:
         """The cuts that remove ``channels``, after a copy of the model has shown that it computes the right thing without them."""
         cuts: Cuts = {}
         for group, indices in channels.items():
@@ -213,7 +215,6 @@ class ChannelRemoval:
                 merge_cuts(cuts, graph.cut(group, indices))
         if not cuts:
             return cuts
-        rehearsal = Rehearsal(self.model, self.example_inputs)
         try:
             rehearsal(cuts)
         except Exception as error:
@@ -224,7 +225,7 @@ class ChannelRemoval:
             advice = f"the channels of {blame} have to stay: put them in ignore" if blame else "no layer alone is to blame"
             text = f"Pruner: the model must run with fewer channels, got {type(error).__name__}: {error}; {advice}"
             if mixed and not crashed:
-                raise MixedGroups(mixed, text) from failures[mixed[0]]
+                raise MixedGroups(text, mixed, str(failures[mixed[0]])) from error
             raise RuntimeError(text) from error
         return cuts
 
@@ -232,9 +233,9 @@ class ChannelRemoval:
 class MixedGroups(RuntimeError):
     """Groups whose channels cannot be removed, though the model would run without them."""
 
-    def __init__(self, groups: Sequence[Group], text: str) -> None:
+    def __init__(self, text: str, groups: Sequence[Group], reason: str) -> None:
         super().__init__(text)
-        self.groups = groups
+        self.groups, self.reason = groups, reason
 
 
 def _failure(rehearsal: Rehearsal, cuts: Cuts) -> Exception | None:

@@ -31,7 +31,7 @@ class MixedChannels(RuntimeError):
 
 
 class Rehearsal:
-    """Calls of it raise what the cut model raises, ``RuntimeError`` if outputs change their shape, or ``MixedChannels``."""
+    """A model's copy on which cuts are tried. Calls of it raise what the cut model raises, ``RuntimeError`` if outputs change their shape, or ``MixedChannels``."""
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self._args, self._kwargs = split_inputs("Pruner", example_inputs)
@@ -68,7 +68,10 @@ class Rehearsal:
     def _run(self, model: nn.Module) -> list[Tensor]:
         devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the other devices, too
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(0)
             return tensors_in(model(*self._args, **self._kwargs))
 
 
@@ -137,7 +140,7 @@ class _Holder(nn.Module):
 
 
 def _same(expected: Tensor, got: Tensor) -> bool:
-    """Whether two outputs differ by rounding only, where they are finite. Whole numbers are compared where the floats before them are."""
+    """Whether two outputs differ by rounding only, where they are finite. Whole numbers (an argmax) may flip by rounding: not compared."""
     if not expected.is_floating_point():
         return True
     # Another order of summation changes float32 by 1e-6, wrong channels by 1e-1 (as in permutation.py); float16 has 10 bits, bfloat16 8.
