@@ -16,8 +16,12 @@ from .criteria import SCORABLE, Criterion, EvidenceOf
 from .graph import ChannelGraph, Cuts, Group, apply_cuts, cuts_of, merge_cuts, part_named, plain_cuts
 from .mask import weight_of
 from .ranking import lowest
-from .rehearsal import rehearse
+from .rehearsal import MixedChannels, Rehearsal, rehearse
 from .summary import LayerSparsity, PruningSummary
+from .unseen import by_reason, untraceable
+
+_DRAWS = 2
+"""Rehearsals before training. One choice of channels may fit by accident: whole heads, or a set that a permutation maps to itself."""
 
 
 class ChannelRemoval:
@@ -55,19 +59,21 @@ class ChannelRemoval:
                 self.fixed.update(dict.fromkeys(group.outputs(), fixed))
             elif ratio is not None and not set(group.outputs()) & set(protected):
                 self.ratios[group.root], self.initial[group.root] = ratio, group.channels
+        # The last event is rehearsed now, whichever channels it will remove: a model that cannot be cut is told so before it trains.
+        rehearsal = Rehearsal(model, example_inputs)
+        for draw in range(_DRAWS):
+            self._leave_out_mixed(graph, rehearsal, torch.Generator().manual_seed(draw))
         groups = self._groups(graph)
         if not groups:
-            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in self.fixed.items()) or "all are ignored or have no ratio"
+            reasons = "; ".join(by_reason(self.fixed)) or "all are ignored or have no ratio"
             raise ValueError(f"Pruner: the model must have a layer whose channels can be removed, got none ({reasons})")
         modules = dict(model.named_modules())
         touched = {member.name for group in groups for member in group.members}
         self.layers = {name: layer for name, layer in modules.items() if name in touched and isinstance(layer, SCORABLE)}
         self._shapes = {name: tuple(weight_of(layer).shape) for name, layer in self.layers.items()}
-        # Rehearse the last event on a copy, whichever channels it will remove: a model that cannot be cut is told so now.
-        self._rehearse(graph, {group: self._choose(group, torch.zeros(group.channels), self._surplus(group, 1.0)) for group in groups})
 
-    def attach(self) -> None:
-        modules = dict(self.model.named_modules())
+    def attach(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
         for name, reason in self.fixed.items():
             if name in modules:
                 set_note(modules[name], f"keeps its channels: {reason}")
@@ -86,7 +92,8 @@ class ChannelRemoval:
             surplus = self._global_surplus(scores, share)
         else:
             surplus = {group: self._surplus(group, share) for group in groups}
-        cuts = self._rehearse(graph, {group: self._choose(group, scores[group], surplus[group]) for group in groups})
+        channels = {group: self._choose(group, scores[group], surplus[group]) for group in groups}
+        cuts = self._rehearsed(graph, channels, Rehearsal(self.model, self.example_inputs))
         if cuts:
             apply_cuts(self.model, cuts)
             self.history.append(cuts)
@@ -186,8 +193,22 @@ class ChannelRemoval:
                 budget -= group.unit
         return {group: self._sets_above(group, group.channels - taken[group] * group.unit) for group in scores}
 
-    def _rehearse(self, graph: ChannelGraph, channels: Mapping[Group, list[int]]) -> Cuts:
-        """The cuts that remove ``channels``, after a copy of the model has shown that it runs without them."""
+    def _leave_out_mixed(self, graph: ChannelGraph, rehearsal: Rehearsal, generator: torch.Generator) -> None:
+        """Rehearse the final widths with channels drawn at random; groups whose removal gives wrong results keep their channels."""
+        channels = {
+            group: self._choose(group, torch.rand(group.channels, generator=generator), self._surplus(group, 1.0))
+            for group in self._groups(graph)
+        }
+        try:
+            self._rehearsed(graph, channels, rehearsal)
+        except MixedGroups as error:
+            for group in error.groups:
+                del self.ratios[group.root], self.initial[group.root]
+                self.fixed.update(dict.fromkeys(group.outputs(), error.reason))
+            self._leave_out_mixed(graph, rehearsal, generator)
+
+    def _rehearsed(self, graph: ChannelGraph, channels: Mapping[Group, list[int]], rehearsal: Rehearsal) -> Cuts:
+        """The cuts that remove ``channels``, after a copy of the model has shown that it computes the right thing without them."""
         cuts: Cuts = {}
         for group, indices in channels.items():
             if indices:
@@ -195,28 +216,45 @@ class ChannelRemoval:
         if not cuts:
             return cuts
         try:
-            rehearse(self.model, cuts, self.example_inputs)
+            rehearsal(cuts)
         except Exception as error:
-            culprits = [group.root for group, indices in channels.items() if indices and not self._can_lose(graph, group, indices)]
-            blame = ", ".join(map(repr, culprits))
-            advice = f"the channels of {blame} have to stay: put them in ignore" if culprits else "no layer alone is to blame"
-            raise RuntimeError(f"Pruner: the model must run with fewer channels, got {type(error).__name__}: {error}; {advice}") from error
+            failures = {group: _failure(rehearsal, graph.cut(group, indices)) for group, indices in channels.items() if indices}
+            crashed = [group for group, failure in failures.items() if failure and not isinstance(failure, MixedChannels)]
+            mixed = [group for group, failure in failures.items() if isinstance(failure, MixedChannels)]
+            blame = ", ".join(repr(group.root) for group in crashed or mixed)
+            advice = f"the channels of {blame} have to stay: put them in ignore" if blame else "no layer alone is to blame"
+            text = f"Pruner: the model must run with fewer channels, got {type(error).__name__}: {error}; {advice}"
+            if mixed and not crashed:
+                raise MixedGroups(text, mixed, str(failures[mixed[0]])) from error
+            raise RuntimeError(text) from error
         return cuts
 
-    def _can_lose(self, graph: ChannelGraph, group: Group, indices: list[int]) -> bool:
-        try:
-            rehearse(self.model, graph.cut(group, indices), self.example_inputs)
-        except Exception:  # whatever the model raises: the question is only whether it does
-            return False
-        return True
+
+class MixedGroups(RuntimeError):
+    """Groups whose channels cannot be removed, though the model would run without them."""
+
+    def __init__(self, text: str, groups: Sequence[Group], reason: str) -> None:
+        super().__init__(text)
+        self.groups, self.reason = groups, reason
+
+
+def _failure(rehearsal: Rehearsal, cuts: Cuts) -> Exception | None:
+    try:
+        rehearsal(cuts)
+    except Exception as error:  # whatever the model raises: the caller tells the user
+        return error
+    return None
 
 
 def _trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     try:
         return ChannelGraph(model, example_inputs)
     except Exception as error:
+        strange = ", ".join(by_reason(untraceable(model)))
+        cause = f"; channels cannot be followed through {strange}: take a mask pattern, or prune the parts around as models of their own"
         raise RuntimeError(
-            f"Pruner: pattern 'channel' must be able to trace the model, got {type(error).__name__}: {error}; the model is unchanged"
+            f"Pruner: pattern 'channel' must be able to trace the model, got {type(error).__name__}: {error}{cause if strange else ''}; "
+            "the model is unchanged"
         ) from error
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..nn.surgery import ignored
 from .mask import stored_weight, weight_of
 from .patterns import NM, Pattern
+from .unseen import attention_outputs
 
 
 def check_ratio(where: str, ratio: Any) -> float:
@@ -93,6 +94,16 @@ def check_untied(where: str, model: nn.Module, layers: Mapping[str, nn.Module]) 
         parts = {f"{name}.{part}".strip(".") for part, _ in layer.named_modules()}
         if parts & shared:
             raise ValueError(f"{where}: layer {name!r} must have a weight of its own, got one shared with another layer; put it in ignore")
+
+
+def check_called(where: str, model: nn.Module, layers: Mapping[str, nn.Module], needs: frozenset[str]) -> None:
+    """Inputs of a layer can only be seen where the layer is called."""
+    silent = attention_outputs(layers, model) if "activations" in needs else []
+    if silent:
+        raise ValueError(
+            f"{where}: a criterion that needs activations must see the inputs of every layer, got {', '.join(map(repr, silent))}, whose "
+            "weight nn.MultiheadAttention uses without calling the layer; put it in ignore or choose another criterion"
+        )
 
 
 def check_plain(where: str, layers: Mapping[str, nn.Module]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..nn.base import set_note
 from ..nn.sparse24_choice import sparse24_or_dense
 from ..nn.surgery import replace_all
 from .criteria import Criterion, EvidenceOf
@@ -16,6 +17,7 @@ from .mask import Mask, add_mask, bake_mask, masks_of, weight_of
 from .patterns import Pattern
 from .ranking import lowest, lowest_across
 from .summary import LayerSparsity, PruningSummary
+from .unseen import by_reason
 
 LayerFactory = Callable[[nn.Module], "nn.Module | None"]
 
@@ -28,7 +30,8 @@ class Masking:
 
     ``ratios``: layer name -> share of its weights that is zero at the end (N:M patterns know their own). Budgets are met exactly:
     per layer with ``scope="local"``, in total with ``"global"``. A weight that is zero stays zero, unless ``decay`` is a number: then
-    masks are straight-through with that decay, and every event chooses them anew.
+    masks are straight-through with that decay, and every event chooses them anew. ``unseen``: names of modules with other weights,
+    which stay dense -> why.
     """
 
     def __init__(
@@ -38,19 +41,25 @@ class Masking:
         ratios: Mapping[str, float],
         scope: str,
         decay: float | None = None,
+        unseen: Mapping[str, str] | None = None,
     ) -> None:
         self.layers = dict(layers)
         self.pattern = pattern
         self.ratios = dict(ratios)
         self.scope = scope
         self.decay = decay
+        self.unseen = dict(unseen or {})
         shapes = {name: weight_of(layer).shape for name, layer in self.layers.items()}
         self.removable = {name: pattern.removable(shapes[name], ratios[name]) for name in self.layers}
         self.removable_together = pattern.removable_together(list(shapes.values()), next(iter(ratios.values())))
         self.masks: dict[str, Mask] = {}
+        self._noted: dict[nn.Module, str] = {}
         self._types = {name: type(layer).__name__ for name, layer in self.layers.items()}  # before the masks rename them
 
-    def attach(self) -> None:
+    def attach(self, model: nn.Module) -> None:
+        self._noted = {model.get_submodule(name): reason for name, reason in self.unseen.items()}
+        for module, reason in self._noted.items():
+            set_note(module, reason)
         self.masks = {name: add_mask(layer, self.decay) for name, layer in self.layers.items()}
 
     def prune(self, criterion: Criterion, evidence_of: EvidenceOf, share: float) -> bool:
@@ -93,7 +102,7 @@ class Masking:
         for name, layer in self.layers.items():
             shape = tuple(weight_of(layer).shape)
             rows.append(LayerSparsity(name, self._types[name], shape, shape, int(self.masks[name].mask.sum())))
-        return PruningSummary(self.pattern.name, tuple(rows))
+        return PruningSummary(self.pattern.name, tuple(rows), tuple(by_reason(self.unseen)))
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Write zeros into the weights and take the masks away; layers that a factory can pack are replaced."""
@@ -108,6 +117,8 @@ class Masking:
 
     def undo(self) -> None:
         """Take the masks away and leave the weights as they are without them."""
+        for module in self._noted:
+            set_note(module, None)
         for name, layer in self.layers.items():
             self.masks[name].mask.fill_(True)
             bake_mask(layer, self.masks[name])

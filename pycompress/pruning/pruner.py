@@ -13,16 +13,17 @@ from ..analysis.inputs import check_model
 from ..nn.surgery import Ignore, check_ignore, select
 from ..progress import track
 from .channels import ChannelRemoval
-from .checks import check_plain, check_positive, check_training, check_untied, check_weights, resolve_ratios
+from .checks import check_called, check_plain, check_positive, check_training, check_untied, check_weights, resolve_ratios
 from .criteria import CRITERIA, SCORABLE, Criterion, Evidence
 from .inputs import call_of, check_runs, inputs_of, modes_kept
 from .mask import stored_weight
 from .masking import Masking
 from .patterns import NM, parse_pattern
 from .permutation import permute_channels
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES, Schedule, check_schedule, share_at
 from .statistics import Statistics
 from .summary import PruningSummary
+from .unseen import by_reason, unseen
 
 _WHERE = "Pruner"
 
@@ -96,8 +97,9 @@ class Pruner:
         check_model(_WHERE, model)
         kind = parse_pattern(_WHERE, pattern)
         self.criterion = _criterion(criterion, pattern)
-        self._schedule = _schedule(schedule)
         self.steps = check_positive(_WHERE, "steps", steps)
+        self._schedule = schedule if callable(schedule) else SCHEDULES[schedule]
+        check_schedule(_WHERE, self._schedule, self.steps)
         self.frequency = check_positive(_WHERE, "frequency", frequency)
         if scope not in ("local", "global"):
             raise ValueError(f"{_WHERE}: scope must be 'local' or 'global', got {scope!r}")
@@ -113,7 +115,8 @@ class Pruner:
         layers = select(model, supported, entries)
         if not layers:
             names = ", ".join(sorted(layer.__name__.strip("_") for layer in supported))
-            raise ValueError(f"{_WHERE}: model must have a layer to prune that is not ignored ({names}), got none")
+            reasons = "".join(f"; {line}" for line in by_reason(unseen(model, entries)))
+            raise ValueError(f"{_WHERE}: model must have a layer to prune that is not ignored ({names}), got none{reasons}")
         ratios = resolve_ratios(_WHERE, ratio, kind, scope, layers)
         everything = select(model, SCORABLE)
         check_weights(_WHERE, everything if kind is None else layers)
@@ -135,10 +138,12 @@ class Pruner:
         else:
             layers = {name: layer for name, layer in layers.items() if name in ratios}
             check_untied(_WHERE, model, layers)
-            self._engine = Masking(layers, kind, ratios, scope, decay)
+            check_called(_WHERE, model, layers, self.criterion.needs)
+            others = {} if isinstance(ratio, Mapping) else unseen(model, entries)  # a dict says itself that it leaves the rest
+            self._engine = Masking(layers, kind, ratios, scope, decay, others)
             self._statistics = Statistics(layers, self.criterion.needs)
         self.permutation = permute_channels(model, example_inputs, pattern=pattern, ignore=entries) if permute else None
-        self._engine.attach()
+        self._engine.attach(model)
         self._statistics.attach()
         self.model = model
         self._anew = decay is not None
@@ -217,7 +222,7 @@ class Pruner:
         due = (self._anew or not self.done) and (self._calls + 1) % self.frequency == 0
         changed = False
         if due:
-            share = self._schedule(min(1.0, (self.event + 1) / self.steps))
+            share = share_at("Pruner.step", self._schedule, min(1.0, (self.event + 1) / self.steps))
             changed = self._engine.prune(self.criterion, self._evidence, share)
             self.event += 1
             self._sparsity = self._engine.summary().sparsity
@@ -376,11 +381,3 @@ def _criterion(criterion: str | Criterion, pattern: str) -> Criterion:
     if found.channels_only and pattern != "channel":
         raise ValueError(f"{_WHERE}: criterion {type(found).__name__} ranks whole channels, so pattern must be 'channel', got {pattern!r}")
     return found
-
-
-def _schedule(schedule: str | Schedule) -> Schedule:
-    if not callable(schedule):
-        return SCHEDULES[schedule]
-    if abs(schedule(1.0) - 1) > 1e-9:
-        raise ValueError(f"{_WHERE}: schedule must be 1 at progress 1, got {schedule(1.0)!r}")
-    return schedule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import SupportsFloat
 
 from ..registry import Registry
 
@@ -11,6 +12,28 @@ Schedule = Callable[[float], float]
 
 SCHEDULES: Registry[Schedule] = Registry("pruning schedule")
 """Each is 0 at 0 (nothing pruned yet), 1 at 1 (all pruned) and never falls in between."""
+
+
+def share_at(where: str, schedule: Schedule, progress: float) -> float:
+    """The schedule's share there. More than 1 would remove more than the ratio, and channels do not come back."""
+    returned = schedule(progress)
+    if not isinstance(returned, SupportsFloat):  # NumPy's numbers and tensors are fine
+        raise TypeError(f"{where}: schedule must return a number, got {type(returned).__name__} at progress {progress:g}")
+    share = float(returned)
+    if not -_ROUNDING <= share <= 1 + _ROUNDING:
+        raise ValueError(f"{where}: schedule must stay in [0, 1], the share of the ratio, got {share!r} at progress {progress:g}")
+    return min(1.0, max(0.0, share))
+
+
+def check_schedule(where: str, schedule: Schedule, steps: int) -> None:
+    """Call it for every event, so that a wrong one is noticed before the first."""
+    for event in range(1, steps + 1):
+        share = share_at(where, schedule, event / steps)
+    if share < 1 - _ROUNDING:
+        raise ValueError(f"{where}: schedule must be 1 at progress 1, got {share!r}")
+
+
+_ROUNDING = 1e-9  # of a formula that is 0 and 1 at the ends on paper
 
 
 @SCHEDULES.register("one_shot")

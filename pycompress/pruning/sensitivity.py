@@ -80,7 +80,8 @@ def sensitivity(
     batches = None if data is None else list(data)  # read once, used for every copy
     arguments: dict[str, Any] = {"pattern": pattern, "criterion": criterion, "seed": seed}
     copied_ignore = [_path_of(model, entry) for entry in ([ignore] if isinstance(ignore, (str, type, nn.Module)) else ignore)]
-    names = Pruner(deepcopy(model), example_inputs, ratio=0.0, ignore=copied_ignore, **arguments).prunable()
+    # The highest ratio, since layers whose channels cannot be removed show only where some would be.
+    names = Pruner(deepcopy(model), example_inputs, ratio=chosen[-1], ignore=copied_ignore, **arguments).prunable()
     baseline = float(evaluate(deepcopy(model)))
     scores: dict[str, dict[float, float]] = {name: {} for name in names}
     for name, ratio in track([(name, ratio) for name in names for ratio in chosen], "sensitivity", progress=progress):

@@ -3,6 +3,7 @@
 Requirements:
 - gathers from the user's own training loop, without extra passes: that is what makes ``train(batch); pruner.step()`` enough;
 - never from evaluation: outside calibration only layers in train mode are listened to;
+- only from the model itself: deepcopy copies hooks along;
 - no synchronisation with a GPU in the training loop;
 - after each pruning event older batches count half, because the weights they were seen with have moved;
 - the same numbers on every rank of a distributed job, so that all ranks prune the same weights;
@@ -136,7 +137,7 @@ class Statistics:
 
     def _on_input(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not (layer.training or self.calibrating):
+            if not (layer.training or self.calibrating) or not self._is_ours(name, layer):
                 return
             x = args[0] if args else kwargs["input"]
             axis = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
@@ -145,6 +146,10 @@ class Statistics:
             self._add("input_rows", name, torch.tensor(float(features.shape[0]), dtype=torch.float64))
 
         return hook
+
+    def _is_ours(self, name: str, layer: nn.Module) -> bool:
+        """A copy of the model (an average of its weights, a teacher) has our hooks, too, but is another model. Replicas are not."""
+        return layer is self.layers[name] or getattr(layer, "_is_replica", False)  # nn.DataParallel
 
     def _on_gradient(self, name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:

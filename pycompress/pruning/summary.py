@@ -34,6 +34,8 @@ class PruningSummary:
 
     pattern: str
     layers: tuple[LayerSparsity, ...]
+    unseen: tuple[str, ...] = ()
+    """Weights that no pruned layer owns, which are in no number here: which ones, and why."""
 
     @property
     def weights(self) -> int:
@@ -59,7 +61,7 @@ class PruningSummary:
             [cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
             for row in (header, *rows)
         ]
-        return "\n".join("  ".join(row).rstrip() for row in aligned)
+        return "\n".join(["  ".join(row).rstrip() for row in aligned] + [f"not counted: {line}" for line in self.unseen])
 
 
 def _shapes(layer: LayerSparsity) -> str:

@@ -217,21 +217,22 @@ class Shuffled(nn.Module):
         x = self.norm(self.a(x))
         batch, channels, *rest = x.shape
         x = x.view(batch, 2, channels // 2, *rest).transpose(1, 2).reshape(batch, channels, *rest)
-        return self.head(self.b(x).mean((2, 3)))
+        return self.head(self.b(x).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(12), nn.InstanceNorm2d(12)])
-def test_shuffled_channels_are_noticed_though_all_shapes_fit(norm):
-    model = Shuffled(copy.deepcopy(norm))
-    with pytest.raises(RuntimeError, match=r"layer 'b' reads other channels .*; the channels of 'a' have to stay: put them in ignore"):
-        Pruner(model, X, pattern="channel", ratio=0.5)
-    assert prune(model, X, pattern="channel", ratio=0.5, ignore=["a"]).b.out_channels == 4
+def test_shuffled_channels_stay_though_all_shapes_would_fit(norm):
+    model = prune(Shuffled(copy.deepcopy(norm)), X, pattern="channel", ratio=0.5)
+    assert (model.a.out_channels, model.b.out_channels) == (12, 4)
+    assert get_note(model.a).startswith("keeps its channels: removing channels gives other results than zeroing them: a permutation")
+    with pytest.raises(ValueError, match="ratio names 'a', but removing channels gives other results than zeroing them"):
+        Pruner(Shuffled(copy.deepcopy(norm)), X, pattern="channel", ratio={"a": 0.5, "b": 0.5})
 
 
-def test_a_reshape_that_mixes_channels_with_positions_is_noticed():
+def test_channels_that_a_reshape_mixes_with_positions_stay():
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
-    with pytest.raises(RuntimeError, match="the channels of '0' have to stay"):
-        Pruner(model, X, pattern="channel", ratio=0.5)
+    model = prune(model, X, pattern="channel", ratio=0.5)
+    assert (model[0].out_channels, model[2].out_channels) == (16, 4)
 
 
 class Negative(nn.Module):

@@ -54,6 +54,20 @@ def test_input_norm_of_every_kind_of_layer(layer, batched):
     torch.testing.assert_close(spy.seen["0"].input_norm, expected)
 
 
+@pytest.mark.parametrize("needs", ["activations", "gradients"])
+@pytest.mark.parametrize("pattern", ["unstructured", "channel"])
+def test_a_copy_of_the_model_does_not_feed_the_pruner(needs, pattern):
+    model = mlp(6, 10, 3).train()
+    pruner = Pruner(model, X, ratio=0.5, pattern=pattern, criterion=Spy(needs))
+    F.cross_entropy(model(X), Y).backward()
+    before = pruner._statistics.state_dict()
+    assert any(before.values())
+    average = copy.deepcopy(model)
+    F.cross_entropy(average(X * 30), Y).backward()
+    after = pruner._statistics.state_dict()
+    assert all(torch.equal(value, after[kind][name]) for kind, table in before.items() for name, value in table.items())
+
+
 def test_gradients_are_means_over_batches():
     model, spy = mlp(6, 10, 3), Spy("gradients")
     twin = copy.deepcopy(model)

@@ -4,8 +4,10 @@ import itertools
 import math
 
 import pytest
+import torch
+from support.prunable import mlp
 
-from pycompress.pruning import SCHEDULES
+from pycompress.pruning import SCHEDULES, Pruner
 
 POINTS = [i / 97 for i in range(98)]
 
@@ -40,3 +42,18 @@ def test_values():
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown pruning schedule 'agp', expected one of cosine, cubic"):
         SCHEDULES["agp"]
+
+
+def test_a_schedule_that_changes_its_mind_is_noticed_before_it_prunes():
+    answers = iter([0.5, 1.0, 1.5])  # two at the check, one at the first event
+    model = mlp(6, 8, 3)
+    pruner = Pruner(model, torch.randn(2, 6), pattern="channel", ratio=0.5, steps=2, schedule=lambda progress: next(answers))
+    with pytest.raises(ValueError, match=r"Pruner.step: schedule must stay in \[0, 1\], the share of the ratio, got 1.5 at progress 0.5"):
+        pruner.step()
+    assert model[0].out_features == 8
+
+
+def test_rounding_at_the_ends_is_no_error():
+    pruner = Pruner(mlp(6, 8, 3), torch.randn(2, 6), ratio=0.5, steps=2, schedule=lambda progress: progress * (1 + 1e-12) - 1e-12)
+    assert [pruner.step().done for _ in range(2)] == [False, True]
+    assert pruner.summary().sparsity == 0.5

@@ -35,6 +35,12 @@ def test_finds_the_layer_that_can_lose_more():
     assert int((model[0].weight == 0).sum()) == 30 and int((model[2].weight == 0).sum()) == 0
 
 
+def test_channels_that_have_to_stay_are_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+    table = sensitivity(model, torch.randn(IMAGE), lambda m: 0.0, ratios=(0.5, 0.2), pattern="channel", progress=False)
+    assert list(table.scores) == ["2"]
+
+
 def test_channels_by_group_with_data_and_ignored_modules():
     model, x, y = Residual(), torch.randn(IMAGE), torch.tensor([0, 1])
     seen = []
