@@ -20,6 +20,7 @@ from .batch import split_batch, to_device
 from .checkpoint import save_state
 from .distributed import average_gradients, barrier, is_synchronised, rank, sum_over_processes
 from .history import EpochRecord, History
+from .masked import masked_entries
 from .metrics import Metric, MetricFunction, resolve_metric, score
 from .rng import seed_all
 from .teacher import frozen
@@ -68,9 +69,12 @@ class Run:
             if val_loader is not None:
                 record.metric = self.validate(val_loader, epoch, epochs)
             self.history.epochs.append(record)
+            record.masked = self.history.masked = masked_entries(self.students.values())
             self.step_scheduler("epoch", record.train_loss if record.metric is None else record.metric)
             if self.history.best is record:
                 self.best = self.students_state(copied=True)
+            elif self.history.best is None:
+                self.best = None
             self.save()
             if self.on_epoch is not None and self.on_epoch(record) is True:
                 break
@@ -163,7 +167,9 @@ class Run:
         return {name: copy_state(state) for name, state in states.items()} if copied else states
 
     def restore_best(self) -> None:
-        if self.best is not None:
+        """Put the best weights back; the last ones stay where masks have changed since, which would be undone."""
+        self.history.masked = masked_entries(self.students.values())
+        if self.best is not None and self.history.best is not None:
             for name, state in self.best.items():
                 unwrap(self.students[name]).load_state_dict(state)
 

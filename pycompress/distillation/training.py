@@ -93,7 +93,7 @@ class Trainable(ABC):
         on_step: Callable[[int], Any] | None = None,
         on_epoch: Callable[[EpochRecord], Any] | None = None,
     ) -> History:
-        """Train for ``epochs`` epochs; the students end with the weights of the best epoch.
+        """Train for ``epochs`` epochs; the students end with the weights of the best epoch (see :attr:`History.best`).
 
         ``train_loader``, ``val_loader``: anything that can be iterated once per epoch and yields batches as
         :func:`~pycompress.distillation.batch.split_batch` takes them. Without ``val_loader`` the last epoch counts as the best.
