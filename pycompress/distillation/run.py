@@ -19,6 +19,7 @@ from .arguments import length
 from .batch import split_batch, to_device
 from .checkpoint import save_state
 from .distributed import average_gradients, barrier, is_synchronised, rank, sum_over_processes
+from .held import HeldParameters
 from .history import EpochRecord, History
 from .masked import masked_entries
 from .metrics import Metric, MetricFunction, resolve_metric, score
@@ -55,6 +56,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.students = self.task.students()
+        self.held = HeldParameters(self.students, self.optimizer)
         self.synchronised = is_synchronised(list(self.students.values()))
         self.rank = rank(self.synchronised)
         self.accumulator_dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -76,8 +78,11 @@ class Run:
             elif self.history.best is None:
                 self.best = None
             self.save()
-            if self.on_epoch is not None and self.on_epoch(record) is True:
-                break
+            if self.on_epoch is not None:
+                stop = self.on_epoch(record) is True
+                self.held.check("on_epoch")
+                if stop:
+                    break
 
     def train_epoch(self, loader: Iterable[Any], epoch: int, epochs: int) -> EpochRecord:
         started = time.perf_counter()
@@ -97,6 +102,7 @@ class Run:
             self.step += 1
             if self.on_step is not None:
                 self.on_step(self.step)
+                self.held.check("on_step")
         if steps == 0:
             hint = " (a generator is used up after one epoch; pass a list or a DataLoader)" if epoch > 1 else ""
             raise ValueError(f"fit: train_loader must yield at least one batch, got none in epoch {epoch}{hint}")
@@ -167,7 +173,9 @@ class Run:
         return {name: copy_state(state) for name, state in states.items()} if copied else states
 
     def restore_best(self) -> None:
-        """Put the best weights back; the last ones stay where masks have changed since, which would be undone."""
+        """Put the best weights back. The last ones stay where the student has changed since: masks would be undone, shapes not fit."""
+        if self.held.stranger() is not None:
+            return
         self.history.masked = masked_entries(self.students.values())
         if self.best is not None and self.history.best is not None:
             for name, state in self.best.items():

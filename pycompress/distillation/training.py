@@ -114,7 +114,8 @@ class Trainable(ABC):
         epoch; training ends early if it returns True.
 
         Returns the :class:`History`, also kept as ``.history``. Raises ``ValueError`` or ``TypeError`` for bad arguments and
-        a checkpoint that does not fit, ``RuntimeError`` when the loss is no longer finite. Ctrl-C raises
+        a checkpoint that does not fit, ``RuntimeError`` when the loss is no longer finite and when a callback replaced Parameters
+        behind the optimizer's back, as removing channels does. Ctrl-C raises
         ``KeyboardInterrupt`` as usual, after the best weights so far were put back; the checkpoint on disk is that of the
         last complete epoch.
 

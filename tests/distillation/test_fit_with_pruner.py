@@ -90,3 +90,68 @@ def test_masks_of_torch_count_too(mlp, digits, teacher):
 
     history = fit(student, teacher, digits, 3, on_step=step)
     assert history.best.epoch == 2 and (student.first.weight_mask == 0).float().mean() == 0.5
+
+
+REPLACED = (
+    r"fit: {} must leave the student's Parameters in place, got a new one, first.weight \({}\), that the optimizer does not hold .*"
+    r"remove channels and add layers between calls of fit"
+)
+
+
+def test_channels_removed_in_a_callback_are_refused(mlp, digits, teacher):
+    for callback, epochs in (("on_step", 2), ("on_epoch", 1)):
+        student = mlp(16)
+        pruner = Pruner(student, digits[0][:2], pattern="channel", ratio=0.5, frequency=5 if callback == "on_step" else 1)
+        with pytest.raises(RuntimeError, match=REPLACED.format(callback, "8, 64")):
+            fit(student, teacher, digits, epochs, **{callback: lambda _, pruner=pruner: pruner.step()})
+
+
+def test_converting_in_the_last_callback_stays(mlp, digits, teacher):
+    """Zeros are in the same Parameters then, and no longer under a mask."""
+    student = mlp(16)
+    pruner = Pruner(student, digits[0][:2], ratio=0.5)
+    pruner.step()
+
+    def convert_and_stop(record):
+        pruner.convert()
+        return True
+
+    history = fit(student, teacher, digits, 2, on_epoch=convert_and_stop)
+    assert history.best is None and zeros(student) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_ctrl_c_right_after_channels_were_removed(mlp, digits, teacher):
+    student = mlp(16)
+    pruner = Pruner(student, digits[0][:2], pattern="channel", ratio=0.5, frequency=4)
+
+    def step(number):
+        if pruner.step().pruned:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(student, teacher, digits, 2, on_step=step)
+    assert student.first.out_features == 8
+
+
+def test_channels_removed_between_calls_train(mlp, digits, teacher):
+    student = mlp(16)
+    pruner = Pruner(student, digits[0][:2], pattern="channel", ratio=0.5, steps=2)
+    while not pruner.done:
+        pruner.step()
+        before = student.first.weight.detach().clone()
+        fit(student, teacher, digits, 1)
+        assert not torch.equal(before, student.first.weight)
+    assert student.first.out_features == 8
+
+
+def test_callbacks_may_freeze_and_add_what_the_optimizer_is_given(mlp, digits, teacher):
+    student = mlp(16)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+
+    def step(number):
+        student.first.requires_grad_(number % 2 == 0)
+        if number == 3:
+            student.head.register_parameter("extra", nn.Parameter(torch.zeros(1)))
+            optimizer.add_param_group({"params": [student.head.extra]})
+
+    Distiller(student, teacher).fit(batches_of(digits), 2, optimizer=optimizer, on_step=step, progress=False)
