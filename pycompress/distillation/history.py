@@ -29,7 +29,7 @@ class EpochRecord:
 class History:
     """All epochs of a ``fit``, resumed ones included.
 
-    ``masked``: weights that masks hold at zero now.
+    ``masked``: weights that masks hold at zero now. ``stopped``: whether ``on_epoch`` ended the training early.
 
     >>> history = distiller.fit(train_loader, epochs=3, val_loader=val_loader)
     >>> history.best.epoch, history.best.metric
@@ -43,6 +43,7 @@ class History:
     metric_name: str | None = None
     higher_is_better: bool = True
     masked: int = 0
+    stopped: bool = False
 
     @property
     def best(self) -> EpochRecord | None:
@@ -82,4 +83,4 @@ class History:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> History:
         epochs = [EpochRecord(**record) for record in data["epochs"]]
-        return cls(epochs, data["metric_name"], data["higher_is_better"], data.get("masked", 0))
+        return cls(epochs, data["metric_name"], data["higher_is_better"], data.get("masked", 0), data.get("stopped", False))

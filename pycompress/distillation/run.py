@@ -64,6 +64,8 @@ class Run:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None, epochs: int) -> None:
+        if self.history.stopped:  # resumed: what on_epoch decided then stays decided
+            return
         if not self.history.epochs:
             self.save()
         for epoch in range(len(self.history.epochs) + 1, epochs + 1):
@@ -79,9 +81,10 @@ class Run:
                 self.best = None
             self.save()
             if self.on_epoch is not None:
-                stop = self.on_epoch(record) is True
+                self.history.stopped = self.on_epoch(record) is True
                 self.held.check("on_epoch")
-                if stop:
+                if self.history.stopped:
+                    self.save()
                     break
 
     def train_epoch(self, loader: Iterable[Any], epoch: int, epochs: int) -> EpochRecord:

@@ -106,7 +106,8 @@ class Trainable(ABC):
         a function.
         ``checkpoint``: a safetensors file, written before the first and after every epoch. ``resume=True`` continues from it if it
         exists, with the result an uninterrupted run would have had (same machine, versions, loaders and arguments).
-        An epoch that was cut short starts again. Training for more epochs than before also works.
+        An epoch that was cut short starts again. Training for more epochs than before also works, except after ``on_epoch``
+        ended it early: such a run is finished, and resuming it gives its result again.
         ``seed`` fixes dropout, shuffling and augmentation through torch's, NumPy's and Python's global generators, which
         are put back afterwards; a DataLoader's own ``generator`` keeps its state and is part of the checkpoint.
         ``max_grad_norm``: clip the gradient's norm. ``device``: move students, loss and teachers there first.

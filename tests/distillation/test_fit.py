@@ -161,6 +161,22 @@ def test_finished_run_resumes_to_itself_and_can_go_on(tmp_path, mlp, loaders, te
     assert records(history) == records(expected) and is_same_state(student, whole)
 
 
+def test_a_run_that_was_ended_early_stays_finished(tmp_path, mlp, loaders, teacher, is_same_state):
+    path, students, histories, asked = tmp_path / "run.safetensors", [], [], []
+
+    def stop(record):
+        asked.append(record.epoch)
+        return record.epoch >= 2
+
+    for epochs in (9, 9, 12):
+        students.append(mlp(8))
+        distiller = Distiller(students[-1], teacher)
+        histories.append(distiller.fit(loaders()[0], epochs, val_loader=loaders()[1], on_epoch=stop, checkpoint=path, resume=True))
+    assert asked == [1, 2] and all(history.stopped for history in histories)
+    assert records(histories[0]) == records(histories[1]) == records(histories[2])
+    assert is_same_state(students[0], students[1]) and is_same_state(students[0], students[2])
+
+
 def test_resume_without_a_file_starts_and_without_resume_starts_over(tmp_path, mlp, loaders, teacher, is_same_state):
     path = tmp_path / "run.safetensors"
     a, b = mlp(8), mlp(8)
