@@ -204,6 +204,41 @@ def test_making_adapters_does_not_move_the_loaders_generator(mlp, loaders, teach
     assert torch.equal(*states)
 
 
+class OwnIterator:
+    """A loader that is its own iterator and starts again when it is asked for one, as those of some data pipelines."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        self.at = 0
+        return self
+
+    def __next__(self):
+        self.at += 1
+        if self.at > len(self.batches):
+            raise StopIteration
+        return self.batches[self.at - 1]
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def test_making_adapters_loses_no_batch_of_an_iterator(mlp, digits, teacher, is_same_state):
+    batches = [(digits[0][i : i + 50], digits[1][i : i + 50]) for i in range(0, 200, 50)]
+    students = []
+    for loader, epochs in ((batches, 1), (iter(batches), 1), ((batch for batch in batches), 1), (batches, 2), (OwnIterator(batches), 2)):
+        steps = []
+        students.append(mlp(8))
+        loss = KDLoss() + FeatureLoss({"first": "first"})
+        Distiller(students[-1], teacher, loss).fit(loader, epochs, on_step=steps.append)
+        assert len(steps) == 4 * epochs
+    assert is_same_state(students[0], students[1]) and is_same_state(students[0], students[2])
+    assert is_same_state(students[3], students[4])
+    with pytest.raises(ValueError, match=r"got none in epoch 2 \(a generator is used up after one epoch"):
+        Distiller(mlp(8), teacher, KDLoss() + FeatureLoss({"first": "first"})).fit(iter(batches), 2)
+
+
 def test_step_numbers_go_on_after_a_resume(tmp_path, mlp, loaders, teacher):
     steps = []
     for epochs in (1, 2):
