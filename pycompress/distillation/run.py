@@ -149,9 +149,7 @@ class Run:
 
     def choose_metric(self, has_labels: bool) -> Metric:
         metric = resolve_metric(self.metric_choice, self.metric_mode, has_labels)
-        earlier = self.history.metric_name
-        if earlier is not None and earlier != metric.name:
-            raise ValueError(f"fit: metric must be {earlier!r} as in the epochs before the checkpoint, got {metric.name!r}")
+        check_same_metric(self.history, metric)
         self.history.metric_name, self.history.higher_is_better = metric.name, metric.higher_is_better
         return metric
 
@@ -225,6 +223,8 @@ class Run:
         expected_groups = [len(group["params"]) for group in self.optimizer.param_groups]
         if groups != expected_groups:
             raise ValueError(f"{where} must have optimizer groups of {expected_groups} parameters, got {groups}")
+        if self.metric_choice is not None:  # otherwise the first validation batch decides
+            check_same_metric(history, resolve_metric(self.metric_choice, self.metric_mode, has_labels=True))
         if len(generators) != len(self.generators):
             raise ValueError(f"{where} must hold the state of {len(self.generators)} DataLoader generator(s), got {len(generators)}")
         for found in (states, best):
@@ -254,6 +254,19 @@ def total(terms: dict[str, Tensor]) -> Tensor:
         if value.dim() != 0:
             raise ValueError(f"loss: term {name!r} must be a scalar, got shape {tuple(value.shape)}; use reduction='mean'")
     return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+
+def check_same_metric(history: History, metric: Metric) -> None:
+    """Scores of two metrics, or of one in two directions, say nothing about which epoch is best."""
+    if history.metric_name is None:
+        return
+    modes = {True: "max", False: "min"}
+    earlier, now = (history.metric_name, modes[history.higher_is_better]), (metric.name, modes[metric.higher_is_better])
+    if earlier != now:
+        raise ValueError(
+            f"fit: metric must be {earlier[0]!r} ({earlier[1]}) as in the epochs before the checkpoint, got {now[0]!r} ({now[1]}); "
+            "leave resume out to start over"
+        )
 
 
 def copy_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Trainable(ABC):
         ``ReduceLROnPlateau`` sees the metric, or the training loss without validation.
         ``metric``: "accuracy" (default with labels), "agreement" with the teacher (default without), "loss", or a function
         of (logits, labels) that returns one score per sample or one number per batch; ``metric_mode`` ("max", "min") goes with
-        a function.
+        a function. A resumed run must have the metric and mode of the epochs before; functions are told apart by ``__name__``,
+        so lambdas are not.
         ``checkpoint``: a safetensors file, written before the first and after every epoch. ``resume=True`` continues from it if it
         exists, with the result an uninterrupted run would have had (same machine, versions, loaders and arguments).
         An epoch that was cut short starts again. Training for more epochs than before also works, except after ``on_epoch``

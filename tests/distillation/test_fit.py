@@ -548,8 +548,26 @@ def test_checkpoint_that_does_not_fit(tmp_path, mlp, loaders, teacher):
     resume(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)), r"must have the model's state, got differing keys")
     resume(mlp(8), r"hold the state of 1 DataLoader generator\(s\), got 0", train=loaders(generator=torch.Generator())[0])
     resume(mlp(8), "must have the model's state|must have optimizer groups", loss=KDLoss() + FeatureLoss({"first": "first"}))
-    with pytest.raises(ValueError, match="fit: metric must be 'accuracy' as in the epochs before the checkpoint, got 'loss'"):
-        Distiller(mlp(8), teacher).fit(train, 2, val_loader=val, checkpoint=path, resume=True, optimizer=sgd, metric="loss")
+    resume(mlp(8), r"fit: metric must be 'accuracy' \(max\) as in the epochs before the checkpoint, got 'loss' \(min\)", metric="loss")
+    resume(mlp(8), r"fit: metric must be 'accuracy' \(max\) .* got 'agreement' \(max\)", metric="agreement")
+
+
+def test_a_metric_may_not_change_its_direction_at_a_resume(tmp_path, mlp, loaders, teacher):
+    path = tmp_path / "run.safetensors"
+    train, val = loaders()
+    call = {"val_loader": val, "checkpoint": path, "resume": True}
+    Distiller(mlp(8), teacher).fit(train, 1, metric=lambda logits, labels: logits.argmax(-1) == labels, **call)
+    student = mlp(8)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match=r"metric must be '<lambda>' \(max\) .* got 'cross_entropy' \(min\); leave resume out"):
+        Distiller(student, teacher).fit(train, 2, metric=nn.functional.cross_entropy, metric_mode="min", **call)
+    with pytest.raises(ValueError, match=r"fit: metric must be '<lambda>' \(max\) .* got '<lambda>' \(min\)"):
+        Distiller(student, teacher).fit(train, 2, metric=lambda *both: nn.functional.cross_entropy(*both), metric_mode="min", **call)
+    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+    with pytest.raises(ValueError, match=r"fit: metric must be '<lambda>' \(max\) .* got 'accuracy' \(max\)"):
+        Distiller(student, teacher).fit(train, 2, **call)  # known with the first validation batch
+    history = Distiller(mlp(8), teacher).fit(train, 2, metric=lambda logits, labels: logits.argmax(-1) == labels, **call)
+    assert len(history) == 2 and history.higher_is_better
 
 
 def test_damaged_checkpoints(tmp_path, mlp, loaders, teacher):
