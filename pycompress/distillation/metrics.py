@@ -38,16 +38,18 @@ class Prediction:
 
 def resolve_metric(metric: str | MetricFunction | None, mode: str, has_labels: bool) -> Metric:
     """What ``fit(metric=...)`` means. None is "accuracy" with labels, "agreement" with the teacher without."""
+    if mode not in ("max", "min"):
+        raise ValueError(f"fit: metric_mode must be 'max' or 'min', got {mode!r}")
     if metric is None:
         metric = "accuracy" if has_labels else "agreement"
     if isinstance(metric, str):
         if metric not in METRICS:
             raise ValueError(f"fit: metric must be a function or one of {', '.join(METRICS)}, got {metric!r}")
+        if mode == "min" and metric != "loss":
+            raise ValueError(f"fit: metric_mode must be 'max' for metric {metric!r}, got 'min'; pass a function to choose otherwise")
         return Metric(metric, metric != "loss")
     if not callable(metric):
         raise TypeError(f"fit: metric must be a function or one of {', '.join(METRICS)}, got {type(metric).__name__}")
-    if mode not in ("max", "min"):
-        raise ValueError(f"fit: metric_mode must be 'max' or 'min', got {mode!r}")
     return Metric(getattr(metric, "__name__", type(metric).__name__), mode == "max", metric)
 
 

@@ -453,6 +453,9 @@ def test_device_moves_everything(mlp, digits, teacher):
         ({"metric": "f1"}, ValueError, "fit: metric must be a function or one of accuracy, agreement, loss, got 'f1'"),
         ({"metric": 3}, TypeError, "fit: metric must be a function or one of accuracy, agreement, loss, got int"),
         ({"metric": lambda a, b: 0, "metric_mode": "up"}, ValueError, "fit: metric_mode must be 'max' or 'min', got 'up'"),
+        ({"metric_mode": "up"}, ValueError, "fit: metric_mode must be 'max' or 'min', got 'up'"),
+        ({"metric_mode": "min"}, ValueError, "fit: metric_mode must be 'max' for metric 'accuracy', got 'min'; pass a function"),
+        ({"metric": "agreement", "metric_mode": "min"}, ValueError, "fit: metric_mode must be 'max' for metric 'agreement', got 'min'"),
         ({"resume": True}, ValueError, "fit: resume=True needs checkpoint, the file to continue from"),
         (
             {"checkpoint": "no/such/folder/x.safetensors"},
