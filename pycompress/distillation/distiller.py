@@ -171,7 +171,8 @@ def make_prediction(loss: DistillationLoss, outputs: Outputs, value: Tensor | No
     ignore_index = -100
     if isinstance(response, ResponseLoss):
         logits = response.arrange(logits) if logits is not None else None
-        teacher_logits = response.arrange(teacher_logits) if teacher_logits is not None else None
+        if teacher_logits is not None and logits is not None:
+            teacher_logits = response.in_student_classes(response.arrange(teacher_logits), logits.shape[-1])
         labels = response.arrange_labels(labels)
         ignore_index = response.ignore_index
     return Prediction(logits, teacher_logits, labels, outputs.student_logits, outputs.labels, value, size, ignore_index)
