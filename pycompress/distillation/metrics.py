@@ -34,6 +34,8 @@ class Prediction:
     loss: Tensor | None
     size: int
     ignore_index: int
+    reduction: str | None
+    """How ``loss`` was reduced over rows; None for a loss without logits, the mean over samples."""
 
 
 def resolve_metric(metric: str | MetricFunction | None, mode: str, has_labels: bool) -> Metric:
@@ -57,8 +59,7 @@ def score(metric: Metric, prediction: Prediction) -> tuple[Tensor, Tensor]:
     """(sum of scores, number of scored rows) of one batch, as scalar tensors on the logits' device."""
     if metric.name == "loss" and metric.function is None:
         assert prediction.loss is not None
-        loss = prediction.loss.detach()
-        return loss * prediction.size, torch.full_like(loss, prediction.size)
+        return score_loss(prediction, prediction.loss.detach())
     if metric.function is not None:
         return score_function(metric, prediction)
     target = prediction.labels
@@ -73,6 +74,20 @@ def score(metric: Metric, prediction: Prediction) -> tuple[Tensor, Tensor]:
     counted = target != prediction.ignore_index
     right = (prediction.logits.argmax(-1) == target) & counted
     return right.sum().float(), counted.sum().float()
+
+
+def score_loss(prediction: Prediction, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss weighted so that it does not depend on how the data is batched.
+
+    A mean counts with the rows it is a mean of, "batchmean" with its samples; a sum is one already, and becomes one per sample.
+    """
+    size = torch.full_like(loss, prediction.size)
+    if prediction.reduction == "sum":
+        return loss, size
+    if prediction.reduction == "mean" and prediction.labels is not None:
+        rows = (prediction.labels != prediction.ignore_index).sum().to(loss)
+        return torch.where(rows > 0, loss * rows, 0.0), rows
+    return loss * size, size
 
 
 def score_function(metric: Metric, prediction: Prediction) -> tuple[Tensor, Tensor]:

@@ -343,6 +343,21 @@ def test_metric_loss_is_the_mean_loss_and_lower_is_better(mlp, digits, teacher):
     assert not history.higher_is_better and history.best.metric == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
+def test_metric_loss_does_not_depend_on_the_batches(mlp, digits, teacher, reduction):
+    x, y = digits[2][:90], digits[3][:90].clone()
+    y[:43] = -100  # whole batches of rows that do not count
+    found = []
+    for size in (90, 30, 7):
+        val = list(zip(x.split(size), y.split(size), strict=True))
+        distiller = Distiller(mlp(8, dropout=0.0), teacher, KDLoss(reduction=reduction))
+        train = [(digits[0][:8], digits[1][:8])]
+        found.append(distiller.fit(train, 1, val_loader=val, metric="loss", optimizer=lambda p: torch.optim.SGD(p, lr=0.0)).best.metric)
+    distiller.student.eval()
+    whole = distiller.loss((x, y)).item() / (90 if reduction == "sum" else 1)
+    assert found == pytest.approx([whole] * 3, rel=1e-5)
+
+
 def test_metric_counts_rows_not_batches_and_ignores_ignored_rows(mlp, digits, teacher):
     student = mlp(8, dropout=0.0)
     x, y = digits[2][:100], digits[3][:100].clone()
