@@ -31,7 +31,7 @@ def born_again(
     from the labels alone without one; it is the reference that later generations usually beat.
     ``loss``: for taught generations, default ``KDLoss(temperature=1.0, soft_weight=1.0, hard_weight=1.0)``.
     ``checkpoint``: a path; generation g writes ``<stem>.<g><suffix>`` beside it, and with ``resume=True`` finished
-    generations load instead of training. Everything else goes to ``Distiller.fit``.
+    generations (also those that ``on_epoch`` ended early) load instead of training. Everything else goes to ``Distiller.fit``.
 
     Returns the students and their histories, oldest first; ``Ensemble(students)`` is the paper's strongest model.
     Furlanello et al. 2018, section 3, https://arxiv.org/abs/1805.04770.

@@ -168,13 +168,14 @@ def make_prediction(loss: DistillationLoss, outputs: Outputs, value: Tensor | No
     """Logits and labels in the layout of the loss's response part, so that metrics agree with it about padding and shifting."""
     response = loss.response()
     logits, teacher_logits, labels = outputs.student_logits, outputs.teacher_logits, outputs.labels
-    ignore_index = -100
+    ignore_index, reduction = -100, None
     if isinstance(response, ResponseLoss):
         logits = response.arrange(logits) if logits is not None else None
-        teacher_logits = response.arrange(teacher_logits) if teacher_logits is not None else None
+        if teacher_logits is not None and logits is not None:
+            teacher_logits = response.in_student_classes(response.arrange(teacher_logits), logits.shape[-1])
         labels = response.arrange_labels(labels)
-        ignore_index = response.ignore_index
-    return Prediction(logits, teacher_logits, labels, outputs.student_logits, outputs.labels, value, size, ignore_index)
+        ignore_index, reduction = response.ignore_index, response.reduction
+    return Prediction(logits, teacher_logits, labels, outputs.student_logits, outputs.labels, value, size, ignore_index, reduction)
 
 
 def count(model: nn.Module) -> int:

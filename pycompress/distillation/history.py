@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ class EpochRecord:
     """One epoch. ``terms``: mean of each weighted loss term; they sum to ``train_loss``.
 
     ``kernels``: what computed each term in the last batch: the kernel of a fused loss, with the reason where it is the
-    reference, or "torch".
+    reference, or "torch". ``masked``: weights that masks held at zero at its end.
     """
 
     epoch: int
@@ -21,11 +22,14 @@ class EpochRecord:
     metric: float | None
     seconds: float
     kernels: dict[str, str] = field(default_factory=dict)
+    masked: int = 0
 
 
 @dataclass
 class History:
     """All epochs of a ``fit``, resumed ones included.
+
+    ``masked``: weights that masks hold at zero now. ``stopped``: whether ``on_epoch`` ended the training early.
 
     >>> history = distiller.fit(train_loader, epochs=3, val_loader=val_loader)
     >>> history.best.epoch, history.best.metric
@@ -38,11 +42,18 @@ class History:
     epochs: list[EpochRecord] = field(default_factory=list)
     metric_name: str | None = None
     higher_is_better: bool = True
+    masked: int = 0
+    stopped: bool = False
 
     @property
     def best(self) -> EpochRecord | None:
-        """The epoch with the best metric (the earlier one of equals), or None without validation."""
-        scored = [record for record in self.epochs if record.metric is not None and record.metric == record.metric]
+        """The epoch with the best metric (the earlier one of equals) among those since a pruner last changed the sparsity.
+
+        A denser student usually scores better, but is not the one that was asked for. None without validation, and when the
+        sparsity changed after the last one.
+        """
+        since = itertools.takewhile(lambda record: record.masked == self.masked, reversed(self.epochs))
+        scored = [record for record in since if record.metric is not None and record.metric == record.metric]
         if not scored:
             return None
         sign = 1.0 if self.higher_is_better else -1.0
@@ -71,4 +82,5 @@ class History:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> History:
-        return cls([EpochRecord(**record) for record in data["epochs"]], data["metric_name"], data["higher_is_better"])
+        epochs = [EpochRecord(**record) for record in data["epochs"]]
+        return cls(epochs, data["metric_name"], data["higher_is_better"], data.get("masked", 0), data.get("stopped", False))

@@ -25,14 +25,18 @@ def check_paths(where: str, who: str, model: nn.Module, paths: Iterable[str]) ->
 def record_outputs(who: str, model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Collect what the modules at ``paths`` return while the model runs inside the ``with`` block.
 
-    The outputs are in the dictionary when the block ends. A module that ran several times (a shared activation, say)
-    or not at all raises ``ValueError``, because which output is meant would be a guess.
+    The outputs are in the dictionary when the block ends, as copies: an in-place operation behind the module
+    (``ReLU(inplace=True)`` after a batch norm) would overwrite what it returned. A module that ran several times (a shared
+    activation, say) or not at all raises ``ValueError``, because which output is meant would be a guess.
     """
     base = unwrap(model)
-    seen: dict[str, list[Any]] = {path: [] for path in paths}
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def keep(path: str, output: Any) -> None:
+        seen[path].append(first_tensor(f"{who} module {path!r}", output).clone())
+
     handles = [
-        base.get_submodule(path).register_forward_hook(lambda _module, _inputs, output, path=path: seen[path].append(output))
-        for path in seen
+        base.get_submodule(path).register_forward_hook(lambda _module, _inputs, output, path=path: keep(path, output)) for path in seen
     ]
     outputs: dict[str, Tensor] = {}
     try:
@@ -43,7 +47,7 @@ def record_outputs(who: str, model: nn.Module, paths: Iterable[str]) -> Iterator
     for path, values in seen.items():
         if len(values) != 1:
             raise ValueError(f"{who} module {path!r} must run once per forward to be read, got {len(values)} runs")
-        outputs[path] = first_tensor(f"{who} module {path!r}", values[0])
+        outputs[path] = values[0]
 
 
 def first_tensor(where: str, output: Any) -> Tensor:

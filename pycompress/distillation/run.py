@@ -19,7 +19,9 @@ from .arguments import length
 from .batch import split_batch, to_device
 from .checkpoint import save_state
 from .distributed import average_gradients, barrier, is_synchronised, rank, sum_over_processes
+from .held import HeldParameters
 from .history import EpochRecord, History
+from .masked import masked_entries
 from .metrics import Metric, MetricFunction, resolve_metric, score
 from .rng import seed_all
 from .teacher import frozen
@@ -54,6 +56,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.students = self.task.students()
+        self.held = HeldParameters(self.students, self.optimizer)
         self.synchronised = is_synchronised(list(self.students.values()))
         self.rank = rank(self.synchronised)
         self.accumulator_dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -61,6 +64,8 @@ class Run:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None, epochs: int) -> None:
+        if self.history.stopped:  # resumed: what on_epoch decided then stays decided
+            return
         if not self.history.epochs:
             self.save()
         for epoch in range(len(self.history.epochs) + 1, epochs + 1):
@@ -68,12 +73,19 @@ class Run:
             if val_loader is not None:
                 record.metric = self.validate(val_loader, epoch, epochs)
             self.history.epochs.append(record)
+            record.masked = self.history.masked = masked_entries(self.students.values())
             self.step_scheduler("epoch", record.train_loss if record.metric is None else record.metric)
             if self.history.best is record:
                 self.best = self.students_state(copied=True)
+            elif self.history.best is None:
+                self.best = None
             self.save()
-            if self.on_epoch is not None and self.on_epoch(record) is True:
-                break
+            if self.on_epoch is not None:
+                self.history.stopped = self.on_epoch(record) is True
+                self.held.check("on_epoch")
+                if self.history.stopped:
+                    self.save()
+                    break
 
     def train_epoch(self, loader: Iterable[Any], epoch: int, epochs: int) -> EpochRecord:
         started = time.perf_counter()
@@ -93,6 +105,7 @@ class Run:
             self.step += 1
             if self.on_step is not None:
                 self.on_step(self.step)
+                self.held.check("on_step")
         if steps == 0:
             hint = " (a generator is used up after one epoch; pass a list or a DataLoader)" if epoch > 1 else ""
             raise ValueError(f"fit: train_loader must yield at least one batch, got none in epoch {epoch}{hint}")
@@ -136,9 +149,7 @@ class Run:
 
     def choose_metric(self, has_labels: bool) -> Metric:
         metric = resolve_metric(self.metric_choice, self.metric_mode, has_labels)
-        earlier = self.history.metric_name
-        if earlier is not None and earlier != metric.name:
-            raise ValueError(f"fit: metric must be {earlier!r} as in the epochs before the checkpoint, got {metric.name!r}")
+        check_same_metric(self.history, metric)
         self.history.metric_name, self.history.higher_is_better = metric.name, metric.higher_is_better
         return metric
 
@@ -163,7 +174,11 @@ class Run:
         return {name: copy_state(state) for name, state in states.items()} if copied else states
 
     def restore_best(self) -> None:
-        if self.best is not None:
+        """Put the best weights back. The last ones stay where the student has changed since: masks would be undone, shapes not fit."""
+        if self.held.stranger() is not None:
+            return
+        self.history.masked = masked_entries(self.students.values())
+        if self.best is not None and self.history.best is not None:
             for name, state in self.best.items():
                 unwrap(self.students[name]).load_state_dict(state)
 
@@ -208,6 +223,8 @@ class Run:
         expected_groups = [len(group["params"]) for group in self.optimizer.param_groups]
         if groups != expected_groups:
             raise ValueError(f"{where} must have optimizer groups of {expected_groups} parameters, got {groups}")
+        if self.metric_choice is not None:  # otherwise the first validation batch decides
+            check_same_metric(history, resolve_metric(self.metric_choice, self.metric_mode, has_labels=True))
         if len(generators) != len(self.generators):
             raise ValueError(f"{where} must hold the state of {len(self.generators)} DataLoader generator(s), got {len(generators)}")
         for found in (states, best):
@@ -237,6 +254,19 @@ def total(terms: dict[str, Tensor]) -> Tensor:
         if value.dim() != 0:
             raise ValueError(f"loss: term {name!r} must be a scalar, got shape {tuple(value.shape)}; use reduction='mean'")
     return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+
+def check_same_metric(history: History, metric: Metric) -> None:
+    """Scores of two metrics, or of one in two directions, say nothing about which epoch is best."""
+    if history.metric_name is None:
+        return
+    modes = {True: "max", False: "min"}
+    earlier, now = (history.metric_name, modes[history.higher_is_better]), (metric.name, modes[metric.higher_is_better])
+    if earlier != now:
+        raise ValueError(
+            f"fit: metric must be {earlier[0]!r} ({earlier[1]}) as in the epochs before the checkpoint, got {now[0]!r} ({now[1]}); "
+            "leave resume out to start over"
+        )
 
 
 def copy_state(state: dict[str, Any]) -> dict[str, Any]:

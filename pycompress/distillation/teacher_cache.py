@@ -56,7 +56,8 @@ class TeacherCache:
     ) -> TeacherCache:
         """Run the teacher (frozen, on its own device) over the dataset in order. ``dtype``: how the values are kept.
 
-        Samples are what ``split_batch`` takes; logits must be (batch, ..., classes), of one shape per sample.
+        Samples are inputs, ``(inputs, labels)`` or a mapping as ``split_batch`` takes it. Logits must
+        be (batch, ..., classes), of one shape per sample.
         """
         if not isinstance(teacher, nn.Module):
             raise TypeError(f"TeacherCache.build: teacher must be a torch module, got {type(teacher).__name__}")
@@ -72,6 +73,7 @@ class TeacherCache:
         ids: list[Tensor] = []
         with frozen(teacher):
             for raw in progress_bar.track(loader, "teacher", total=len(loader), progress=progress):
+                check_entries(raw)
                 batch = to_device(split_batch(raw), device)
                 logits = logits_of("teacher", teacher(*batch.args, **batch.kwargs)).float()
                 if values and logits.shape[1:] != shape:
@@ -162,13 +164,18 @@ class WithTeacherLogits(Dataset[dict[str, Any]]):
         sample = self.dataset[index]
         if isinstance(sample, Mapping):
             return {**sample, "teacher_logits": self.cache[index]}
+        check_entries(sample)
         if not isinstance(sample, Sequence) or isinstance(sample, Tensor):
             return {"inputs": sample, "teacher_logits": self.cache[index]}
         if len(sample) == 1:
             return {"inputs": sample[0], "teacher_logits": self.cache[index]}
-        if len(sample) != 2:
-            raise ValueError(f"TeacherCache: samples must be inputs, (inputs, labels) or a mapping, got {len(sample)} entries")
         return {"inputs": sample[0], "labels": sample[1], "teacher_logits": self.cache[index]}
+
+
+def check_entries(sample: Any) -> None:
+    """Raise ``ValueError`` for a sample, or a batch of samples, whose entries have no name that a sample with logits could have."""
+    if isinstance(sample, Sequence) and not isinstance(sample, Tensor) and len(sample) not in (1, 2):
+        raise ValueError(f"TeacherCache: samples must be inputs, (inputs, labels) or a mapping, got {len(sample)} entries")
 
 
 def in_range(ids: Tensor, classes: int) -> bool:

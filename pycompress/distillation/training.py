@@ -27,6 +27,7 @@ from .distributed import check_not_sharded
 from .history import EpochRecord, History
 from .losses.base import DistillationLoss
 from .metrics import Metric, MetricFunction, Prediction
+from .peeked import Peeked
 from .rng import isolated_rng, loader_generators, seed_all
 from .run import Run, total
 from .teacher import evaluating, keep_training_flags
@@ -93,20 +94,23 @@ class Trainable(ABC):
         on_step: Callable[[int], Any] | None = None,
         on_epoch: Callable[[EpochRecord], Any] | None = None,
     ) -> History:
-        """Train for ``epochs`` epochs; the students end with the weights of the best epoch.
+        """Train for ``epochs`` epochs; the students end with the weights of the best epoch (see :attr:`History.best`).
 
         ``train_loader``, ``val_loader``: anything that can be iterated once per epoch and yields batches as
-        :func:`~pycompress.distillation.batch.split_batch` takes them. Without ``val_loader`` the last epoch counts as the best.
+        :func:`~pycompress.distillation.batch.split_batch` takes them; a generator lasts one epoch.
+        Without ``val_loader`` the last epoch counts as the best.
         ``optimizer``: an optimizer, or a function that makes one from a list of parameters (it gets the students' and the
         adapters'); default AdamW with learning rate 1e-3. ``scheduler``: a scheduler of that optimizer, or a function that
         makes one from it; stepped after every epoch, or after every optimizer step with ``scheduler_interval="step"``.
         ``ReduceLROnPlateau`` sees the metric, or the training loss without validation.
         ``metric``: "accuracy" (default with labels), "agreement" with the teacher (default without), "loss", or a function
         of (logits, labels) that returns one score per sample or one number per batch; ``metric_mode`` ("max", "min") goes with
-        a function.
+        a function. A resumed run must have the metric and mode of the epochs before; functions are told apart by ``__name__``,
+        so lambdas are not.
         ``checkpoint``: a safetensors file, written before the first and after every epoch. ``resume=True`` continues from it if it
         exists, with the result an uninterrupted run would have had (same machine, versions, loaders and arguments).
-        An epoch that was cut short starts again. Training for more epochs than before also works.
+        An epoch that was cut short starts again. Training for more epochs than before also works, except after ``on_epoch``
+        ended it early: such a run is finished, and resuming it gives its result again.
         ``seed`` fixes dropout, shuffling and augmentation through torch's, NumPy's and Python's global generators, which
         are put back afterwards; a DataLoader's own ``generator`` keeps its state and is part of the checkpoint.
         ``max_grad_norm``: clip the gradient's norm. ``device``: move students, loss and teachers there first.
@@ -114,7 +118,8 @@ class Trainable(ABC):
         epoch; training ends early if it returns True.
 
         Returns the :class:`History`, also kept as ``.history``. Raises ``ValueError`` or ``TypeError`` for bad arguments and
-        a checkpoint that does not fit, ``RuntimeError`` when the loss is no longer finite. Ctrl-C raises
+        a checkpoint that does not fit, ``RuntimeError`` when the loss is no longer finite and when a callback replaced Parameters
+        behind the optimizer's back, as removing channels does. Ctrl-C raises
         ``KeyboardInterrupt`` as usual, after the best weights so far were put back; the checkpoint on disk is that of the
         last complete epoch.
 
@@ -132,7 +137,7 @@ class Trainable(ABC):
             for module in (*students, *self.teachers(), self.loss_module):
                 if device is not None or module is self.loss_module:
                     module.to(place)
-            self._prepare_from(train_loader, seed, place)
+            batches = self._prepare_from(train_loader, seed, place)
             made_optimizer = make_optimizer(optimizer, list(self.parameters()))
             check_adapters(made_optimizer, self.loss_module)
             run = Run(
@@ -156,22 +161,27 @@ class Trainable(ABC):
                 run.load(saved)
                 self.history = run.history
             try:
-                run.train(train_loader, val_loader, epochs)
+                run.train(batches, val_loader, epochs)
             finally:
                 run.restore_best()
                 made_optimizer.zero_grad(set_to_none=True)
         return self.history
 
-    def _prepare_from(self, train_loader: Iterable[Any], seed: int, device: torch.device) -> None:
-        """Let the loss make its adapters from the first batch, without moving the loader's generators on."""
+    def _prepare_from(self, train_loader: Iterable[Any], seed: int, device: torch.device) -> Iterable[Any]:
+        """Let the loss make its adapters from the first batch, without moving the loader's generators on.
+
+        Returns what to train on: the loader, which starts anew, or, for an iterator, all of its batches.
+        """
         if self.loss_module.is_prepared:
-            return
+            return train_loader
         generators = loader_generators(train_loader)
         states = [generator.get_state() for generator in generators]
         seed_all(device, seed, 0)
-        batch = next(iter(train_loader), None)
+        iterator = iter(train_loader)
+        batch = next(iterator, None)
         if batch is None:
             raise ValueError("fit: train_loader must yield at least one batch, got none")
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         self.prepare(to_device(split_batch(batch), device), seed)
+        return Peeked(batch, iterator) if iterator is train_loader else train_loader

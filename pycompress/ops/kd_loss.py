@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import native
+from . import kd_loss_float16, native
 from .cuda import kd_loss as cuda_kd_loss
 from .cuda.extension import NAME as CUDA
 from .kd_loss_options import DIVERGENCES, OPTION_NAMES, REDUCTIONS, TEACHER_FORMS, Options, check_options, check_tensors, check_values
@@ -94,12 +94,17 @@ def kd_loss(
         raise ValueError("kd_loss: inplace needs student_logits that are no leaf (a parameter's values would be lost), got a leaf")
     if name == native.REFERENCE:
         return _reference("kd_loss", student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
+    divisor = None
+    if needs_grad and kd_loss_float16.waits(student_logits, reduction):
+        options, row_weights, divisor = kd_loss_float16.undivided("kd_loss", options, student_logits, labels, row_weights)
     arguments = (student_logits, teacher_logits, labels, row_weights, teacher_ids, mapped, common, options)
     if dispatched(student_logits) or dispatched(teacher_logits):
-        return _Traced.apply(*arguments, name) if needs_grad else _call_op(*arguments, False, name)[0]
-    if needs_grad:
-        return _Fused.apply(student_logits, (arguments, inplace and _writable_rows(student_logits), name))
-    return _run(*arguments, None, name)
+        loss = _Traced.apply(*arguments, name) if needs_grad else _call_op(*arguments, False, name)[0]
+    elif needs_grad:
+        loss = _Fused.apply(student_logits, (arguments, inplace and _writable_rows(student_logits), name))
+    else:
+        loss = _run(*arguments, None, name)
+    return loss if divisor is None else loss / divisor
 
 
 def kernel_for(where: str, student: Tensor, teacher: Tensor, options: Options, kernel: str | None, ids: int = 0) -> str:

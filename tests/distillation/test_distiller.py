@@ -415,3 +415,15 @@ def test_kd_loss_compiles_without_graph_breaks():
     loss = torch.compile(KDLoss(2.0, standardize=True), backend="eager", fullgraph=True)
     s, t, y = torch.randn(4, 7), torch.randn(4, 7), torch.arange(4)
     torch.testing.assert_close(loss(s, t, y), KDLoss(2.0, standardize=True)(s, t, y))
+
+
+def test_features_are_read_before_an_in_place_operation_behind_them():
+    def model(inplace: bool, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(inplace=inplace), nn.Linear(width, 2)).eval()
+
+    batch = (torch.randn(32, 8), torch.zeros(32, dtype=torch.long))
+    student, teacher = model(True, 16), model(True, 16)
+    loss = Distiller(student, teacher, FeatureLoss({"1": "1"})).loss(batch)
+    torch.testing.assert_close(loss, F.mse_loss(student[:2](batch[0]), teacher[:2](batch[0])))
+    loss.backward()
+    assert student[0].weight.grad.norm() > 0

@@ -161,6 +161,22 @@ def test_finished_run_resumes_to_itself_and_can_go_on(tmp_path, mlp, loaders, te
     assert records(history) == records(expected) and is_same_state(student, whole)
 
 
+def test_a_run_that_was_ended_early_stays_finished(tmp_path, mlp, loaders, teacher, is_same_state):
+    path, students, histories, asked = tmp_path / "run.safetensors", [], [], []
+
+    def stop(record):
+        asked.append(record.epoch)
+        return record.epoch >= 2
+
+    for epochs in (9, 9, 12):
+        students.append(mlp(8))
+        distiller = Distiller(students[-1], teacher)
+        histories.append(distiller.fit(loaders()[0], epochs, val_loader=loaders()[1], on_epoch=stop, checkpoint=path, resume=True))
+    assert asked == [1, 2] and all(history.stopped for history in histories)
+    assert records(histories[0]) == records(histories[1]) == records(histories[2])
+    assert is_same_state(students[0], students[1]) and is_same_state(students[0], students[2])
+
+
 def test_resume_without_a_file_starts_and_without_resume_starts_over(tmp_path, mlp, loaders, teacher, is_same_state):
     path = tmp_path / "run.safetensors"
     a, b = mlp(8), mlp(8)
@@ -186,6 +202,41 @@ def test_making_adapters_does_not_move_the_loaders_generator(mlp, loaders, teach
         Distiller(mlp(8), teacher, loss).fit(loaders(128, generator)[0], 2)
         states.append(generator.get_state())
     assert torch.equal(*states)
+
+
+class OwnIterator:
+    """A loader that is its own iterator and starts again when it is asked for one, as those of some data pipelines."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        self.at = 0
+        return self
+
+    def __next__(self):
+        self.at += 1
+        if self.at > len(self.batches):
+            raise StopIteration
+        return self.batches[self.at - 1]
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def test_making_adapters_loses_no_batch_of_an_iterator(mlp, digits, teacher, is_same_state):
+    batches = [(digits[0][i : i + 50], digits[1][i : i + 50]) for i in range(0, 200, 50)]
+    students = []
+    for loader, epochs in ((batches, 1), (iter(batches), 1), ((batch for batch in batches), 1), (batches, 2), (OwnIterator(batches), 2)):
+        steps = []
+        students.append(mlp(8))
+        loss = KDLoss() + FeatureLoss({"first": "first"})
+        Distiller(students[-1], teacher, loss).fit(loader, epochs, on_step=steps.append)
+        assert len(steps) == 4 * epochs
+    assert is_same_state(students[0], students[1]) and is_same_state(students[0], students[2])
+    assert is_same_state(students[3], students[4])
+    with pytest.raises(ValueError, match=r"got none in epoch 2 \(a generator is used up after one epoch"):
+        Distiller(mlp(8), teacher, KDLoss() + FeatureLoss({"first": "first"})).fit(iter(batches), 2)
 
 
 def test_step_numbers_go_on_after_a_resume(tmp_path, mlp, loaders, teacher):
@@ -290,6 +341,21 @@ def test_metric_loss_is_the_mean_loss_and_lower_is_better(mlp, digits, teacher):
     student.eval()
     whole = distiller.loss((digits[2][:100], digits[3][:100])).item()
     assert not history.higher_is_better and history.best.metric == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
+def test_metric_loss_does_not_depend_on_the_batches(mlp, digits, teacher, reduction):
+    x, y = digits[2][:90], digits[3][:90].clone()
+    y[:43] = -100  # whole batches of rows that do not count
+    found = []
+    for size in (90, 30, 7):
+        val = list(zip(x.split(size), y.split(size), strict=True))
+        distiller = Distiller(mlp(8, dropout=0.0), teacher, KDLoss(reduction=reduction))
+        train = [(digits[0][:8], digits[1][:8])]
+        found.append(distiller.fit(train, 1, val_loader=val, metric="loss", optimizer=lambda p: torch.optim.SGD(p, lr=0.0)).best.metric)
+    distiller.student.eval()
+    whole = distiller.loss((x, y)).item() / (90 if reduction == "sum" else 1)
+    assert found == pytest.approx([whole] * 3, rel=1e-5)
 
 
 def test_metric_counts_rows_not_batches_and_ignores_ignored_rows(mlp, digits, teacher):
@@ -402,6 +468,9 @@ def test_device_moves_everything(mlp, digits, teacher):
         ({"metric": "f1"}, ValueError, "fit: metric must be a function or one of accuracy, agreement, loss, got 'f1'"),
         ({"metric": 3}, TypeError, "fit: metric must be a function or one of accuracy, agreement, loss, got int"),
         ({"metric": lambda a, b: 0, "metric_mode": "up"}, ValueError, "fit: metric_mode must be 'max' or 'min', got 'up'"),
+        ({"metric_mode": "up"}, ValueError, "fit: metric_mode must be 'max' or 'min', got 'up'"),
+        ({"metric_mode": "min"}, ValueError, "fit: metric_mode must be 'max' for metric 'accuracy', got 'min'; pass a function"),
+        ({"metric": "agreement", "metric_mode": "min"}, ValueError, "fit: metric_mode must be 'max' for metric 'agreement', got 'min'"),
         ({"resume": True}, ValueError, "fit: resume=True needs checkpoint, the file to continue from"),
         (
             {"checkpoint": "no/such/folder/x.safetensors"},
@@ -497,8 +566,26 @@ def test_checkpoint_that_does_not_fit(tmp_path, mlp, loaders, teacher):
     resume(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)), r"must have the model's state, got differing keys")
     resume(mlp(8), r"hold the state of 1 DataLoader generator\(s\), got 0", train=loaders(generator=torch.Generator())[0])
     resume(mlp(8), "must have the model's state|must have optimizer groups", loss=KDLoss() + FeatureLoss({"first": "first"}))
-    with pytest.raises(ValueError, match="fit: metric must be 'accuracy' as in the epochs before the checkpoint, got 'loss'"):
-        Distiller(mlp(8), teacher).fit(train, 2, val_loader=val, checkpoint=path, resume=True, optimizer=sgd, metric="loss")
+    resume(mlp(8), r"fit: metric must be 'accuracy' \(max\) as in the epochs before the checkpoint, got 'loss' \(min\)", metric="loss")
+    resume(mlp(8), r"fit: metric must be 'accuracy' \(max\) .* got 'agreement' \(max\)", metric="agreement")
+
+
+def test_a_metric_may_not_change_its_direction_at_a_resume(tmp_path, mlp, loaders, teacher):
+    path = tmp_path / "run.safetensors"
+    train, val = loaders()
+    call = {"val_loader": val, "checkpoint": path, "resume": True}
+    Distiller(mlp(8), teacher).fit(train, 1, metric=lambda logits, labels: logits.argmax(-1) == labels, **call)
+    student = mlp(8)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match=r"metric must be '<lambda>' \(max\) .* got 'cross_entropy' \(min\); leave resume out"):
+        Distiller(student, teacher).fit(train, 2, metric=nn.functional.cross_entropy, metric_mode="min", **call)
+    with pytest.raises(ValueError, match=r"fit: metric must be '<lambda>' \(max\) .* got '<lambda>' \(min\)"):
+        Distiller(student, teacher).fit(train, 2, metric=lambda *both: nn.functional.cross_entropy(*both), metric_mode="min", **call)
+    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+    with pytest.raises(ValueError, match=r"fit: metric must be '<lambda>' \(max\) .* got 'accuracy' \(max\)"):
+        Distiller(student, teacher).fit(train, 2, **call)  # known with the first validation batch
+    history = Distiller(mlp(8), teacher).fit(train, 2, metric=lambda logits, labels: logits.argmax(-1) == labels, **call)
+    assert len(history) == 2 and history.higher_is_better
 
 
 def test_damaged_checkpoints(tmp_path, mlp, loaders, teacher):

@@ -99,6 +99,14 @@ def test_born_again_generations(tmp_path, mlp, loaders, digits, is_same_state):
     assert all(is_same_state(a, b) for a, b in zip(students, again, strict=True))
 
 
+def test_born_again_generations_that_were_ended_early_stay_finished(tmp_path, mlp, loaders, is_same_state):
+    train = loaders(128)[0]
+    options = {"generations": 2, "checkpoint": tmp_path / "ban.safetensors", "resume": True, "on_epoch": lambda record: record.epoch >= 2}
+    (first, histories), (again, same) = (born_again(lambda g: mlp(8, seed=g), train, 5, **options) for _ in range(2))
+    assert [len(history) for history in (*histories, *same)] == [2, 2, 2, 2]
+    assert all(is_same_state(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_born_again_first_generation_learns_from_a_given_teacher(mlp, loaders, teacher, is_same_state):
     from pycompress.distillation import Distiller
 

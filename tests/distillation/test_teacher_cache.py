@@ -70,6 +70,16 @@ def test_attach_keeps_every_kind_of_sample(teacher, digits):
         cache.attach(TensorDataset(x[:3]))
 
 
+def test_samples_that_attach_would_refuse_are_refused_before_the_teacher_runs(digits):
+    class Refuses(nn.Module):
+        def forward(self, *args):
+            raise AssertionError("the teacher ran")
+
+    x, y = digits[0][:4], digits[1][:4]
+    with pytest.raises(ValueError, match=r"TeacherCache: samples must be inputs, \(inputs, labels\) or a mapping, got 3 entries"):
+        TeacherCache.build(Refuses(), TensorDataset(x, x, y))
+
+
 def test_sequences_and_the_random_state():
     model, tokens = nn.Embedding(11, 7), torch.randint(11, (5, 3))
     state = torch.get_rng_state()

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...ops.kd_loss import kd_loss, kernel_and_reason
 from .base import LOSSES, DistillationLoss, Outputs
 from .check import check_between, check_reduction, check_some_weight, check_temperature, check_weight
+from .class_map import ClassMap, in_student_classes, keep_class_map, shown
 from .standardize import standardize
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -74,6 +75,10 @@ class ResponseLoss(DistillationLoss):
     def arrange_labels(self, labels: Tensor | None) -> Tensor | None:
         return labels[..., 1:] if self.shift_labels and labels is not None else labels
 
+    def in_student_classes(self, teacher_logits: Tensor, classes: int) -> Tensor:
+        """Arranged teacher logits with the student's class numbers, so that the most likely class of both can be compared."""
+        return teacher_logits
+
     def terms(self, outputs: Outputs) -> dict[str, Tensor]:
         assert outputs.student_logits is not None
         teacher_logits = outputs.teacher_logits
@@ -85,8 +90,8 @@ class ResponseLoss(DistillationLoss):
         return self
 
     def extra_repr(self) -> str:
-        shown = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"}
-        return ", ".join(f"{key}={value!r}" for key, value in shown.items())
+        options = {key: value for key, value in vars(self).items() if not key.startswith("_") and key not in ("training", "class_map")}
+        return ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
 class SoftHardLoss(ResponseLoss):
@@ -124,7 +129,7 @@ class SoftHardLoss(ResponseLoss):
         return self.soft_weight > 0
 
     def divergence_options(self) -> dict[str, Any]:
-        """What the soft term compares, as arguments of :func:`~pycompress.ops.kd_loss`: divergence, beta, part_weights."""
+        """What the soft term compares, as arguments of :func:`~pycompress.ops.kd_loss`: divergence, beta, part_weights, class_map."""
         raise NotImplementedError
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor | None, row_weights: Tensor | None) -> Tensor:
@@ -169,8 +174,10 @@ class KDLoss(SoftHardLoss):
     teacher's side, ``hard_weight`` on the labels'; they need not sum to 1, and one of them may be 0. T^2 is always
     applied. ``reduction="mean"`` is the mean over rows that are not ignored; nothing is divided by the number of classes.
     ``standardize``: z-score both logits before the soft term (Sun et al. 2024, https://arxiv.org/abs/2403.01427).
-    ``divergence``: "forward_kl", "reverse_kl" or "jsd" with ``beta``. The other arguments are those of
-    :func:`~pycompress.ops.kd_loss` and :class:`ResponseLoss`.
+    ``divergence``: "forward_kl", "reverse_kl" or "jsd" with ``beta``. ``class_map``: vocabularies of different size: "prefix" compares
+    the common leading classes, a tensor (classes,) holds the teacher's class of each student class, -1 for none; it moves with the
+    module and is not part of its ``state_dict``. ``label_smoothing``, ``ignore_index`` and ``reduction`` are those of
+    :func:`~pycompress.ops.kd_loss`, ``class_dim`` and ``shift_labels`` those of :class:`ResponseLoss`.
 
     Hinton, Vinyals, Dean 2015, section 2, https://arxiv.org/abs/1503.02531.
     Raises ``ValueError`` for a temperature not above 0, negative weights, both weights 0, and shapes that do not match.
@@ -180,6 +187,7 @@ class KDLoss(SoftHardLoss):
     """
 
     name = "kd"
+    class_map: ClassMap
 
     def __init__(
         self,
@@ -195,6 +203,7 @@ class KDLoss(SoftHardLoss):
         standardize: bool = False,
         class_dim: int = -1,
         shift_labels: bool = False,
+        class_map: ClassMap = None,
     ) -> None:
         super().__init__(
             temperature=temperature,
@@ -212,9 +221,23 @@ class KDLoss(SoftHardLoss):
             raise ValueError(f"{where}: divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
         self.divergence = divergence
         self.beta = check_between(where, "beta", beta, 0.0, 1.0)
+        if class_map is not None and self.standardize:
+            raise ValueError(f"{where}: standardize must be False with class_map (classes that are not compared would count), got True")
+        keep_class_map(self, class_map)
 
     def divergence_options(self) -> dict[str, Any]:
-        return {"divergence": self.divergence, "beta": self.beta if self.divergence == "jsd" else None}
+        return {
+            "divergence": self.divergence,
+            "beta": self.beta if self.divergence == "jsd" else None,
+            "class_map": self.class_map if self.soft_weight > 0 else None,
+        }
+
+    def in_student_classes(self, teacher_logits: Tensor, classes: int) -> Tensor:
+        return in_student_classes(teacher_logits, self.class_map, classes)
+
+    def extra_repr(self) -> str:
+        kept = "" if self.class_map is None else f", class_map={shown(self.class_map)!r}"
+        return super().extra_repr() + kept
 
 
 @LOSSES.register("reverse_kl")

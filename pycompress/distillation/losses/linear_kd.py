@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...ops import linear_kd_loss, native
 from ...ops.linear_kd_loss import check_linear_options
+from .class_map import ClassMap, keep_class_map, shown
 
 
 class LinearKDLoss(nn.Module):
@@ -39,7 +40,7 @@ class LinearKDLoss(nn.Module):
     >>> loss(student_hidden, student.lm_head.weight, teacher_hidden, teacher.lm_head.weight, labels).backward()
     """
 
-    class_map: Tensor | str | None
+    class_map: ClassMap
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class LinearKDLoss(nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
         shift_labels: bool = False,
-        class_map: Tensor | str | None = None,
+        class_map: ClassMap = None,
         chunk_size: int | None = None,
         accum_dtype: torch.dtype | None = None,
         kernel: str | None = None,
@@ -79,14 +80,7 @@ class LinearKDLoss(nn.Module):
         self.chunk_size = chunk_size
         self.accum_dtype = accum_dtype
         self.kernel = kernel
-        if isinstance(class_map, Tensor):
-            if class_map.dtype.is_floating_point or class_map.dtype.is_complex or class_map.dtype == torch.bool or class_map.dim() != 1:
-                raise TypeError(f"{where}: class_map must be integers (classes,), got {class_map.dtype} of shape {tuple(class_map.shape)}")
-            self.register_buffer("class_map", class_map, persistent=False)
-        elif class_map is None or (isinstance(class_map, str) and class_map == "prefix"):
-            self.class_map = class_map
-        else:
-            raise ValueError(f"{where}: class_map must be None, 'prefix' or a tensor of teacher classes, got {class_map!r}")
+        keep_class_map(self, class_map)
 
     def forward(
         self,
@@ -148,6 +142,6 @@ class LinearKDLoss(nn.Module):
         return hidden[..., :-1, :]
 
     def extra_repr(self) -> str:
-        shown = {key: value for key, value in vars(self).items() if not key.startswith("_") and key not in ("training", "class_map")}
-        shown["class_map"] = f"<{len(self.class_map)} classes>" if isinstance(self.class_map, Tensor) else self.class_map
-        return ", ".join(f"{key}={value!r}" for key, value in shown.items() if value is not None)
+        options = {key: value for key, value in vars(self).items() if not key.startswith("_") and key not in ("training", "class_map")}
+        options["class_map"] = shown(self.class_map)
+        return ", ".join(f"{key}={value!r}" for key, value in options.items() if value is not None)
