@@ -31,7 +31,8 @@ class MixedChannels(RuntimeError):
 
 
 class Rehearsal:
-    """A model's copy on which cuts are tried. Calls of it raise what the cut model raises, ``RuntimeError`` if outputs change their shape, or ``MixedChannels``."""
+    """A model's copy on which cuts are tried. Calls of it raise what the cut model raises, ``RuntimeError`` if outputs change their shape,
+    or ``MixedChannels``."""
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self._args, self._kwargs = split_inputs("Pruner", example_inputs)
