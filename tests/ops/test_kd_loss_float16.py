@@ -9,7 +9,7 @@ from support.kernels import all_kernels, native_kernels
 from pycompress.ops import kd_loss
 
 SCALE = 2.0**16
-OPTIONS = {"temperature": 2.0, "soft_weight": 1.0, "hard_weight": 0.5}
+OPTIONS = {"temperature": 2.0, "soft_weight": 1.0, "hard_weight": 0.0}  # the label's entry is large and would hide the others
 
 
 def scaled_gradient(student, teacher, labels, **options):
@@ -26,16 +26,16 @@ def scaled_gradient(student, teacher, labels, **options):
 )
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "dkd"])
 def test_loss_scaling_reaches_the_gradient(kernel, reduction, weight, divergence):
-    student, teacher, labels = torch.randn(513, 1009).half(), torch.randn(513, 1009).half(), torch.randint(1009, (513,))
+    student, teacher, labels = torch.randn(257, 2003).half(), torch.randn(257, 2003).half(), torch.randint(2003, (257,))
     labels[::7] = -100
     options = {"reduction": reduction, "divergence": divergence}
     if weight is not None:
-        options["row_weights"] = weight * torch.rand(513)
+        options["row_weights"] = weight * torch.rand(257)
     want, loss = scaled_gradient(student.float(), teacher.float(), labels, **options, kernel="reference")
     got, half_loss = scaled_gradient(student, teacher, labels, **options, kernel=kernel)
     assert got.dtype == torch.float16 and half_loss.dtype == torch.float32
     torch.testing.assert_close(half_loss, loss, rtol=1e-5, atol=1e-6)
-    # Two roundings to 11 bits, and below 6e-5 to multiples of 6e-8, where classes have a probability of about 1e-3 * weight.
+    # Two roundings to 11 bits, and below 6e-5 to multiples of 6e-8, where classes have a probability of about 5e-4 * weight.
     assert (got.float() - want).norm() < 2e-3 * want.norm()
     assert (got[::7] == 0).all()
 
@@ -50,10 +50,10 @@ def test_no_row_that_counts(kernel):
 
 @pytest.mark.parametrize("kernel", native_kernels("kd_loss"))
 def test_in_place_sequences_and_compiled(kernel):
-    student, teacher, labels = torch.randn(2, 65, 300).half(), torch.randn(2, 65, 300).half(), torch.randint(300, (2, 65))
+    student, teacher, labels = torch.randn(2, 129, 2003).half(), torch.randn(2, 129, 2003).half(), torch.randint(2003, (2, 129))
     want, _ = scaled_gradient(student, teacher, labels, kernel="reference")
     leaf = student.clone().requires_grad_()
-    (SCALE * kd_loss((leaf * 1).view(-1, 300), teacher.view(-1, 300), labels.view(-1), **OPTIONS, kernel=kernel, inplace=True)).backward()
+    (SCALE * kd_loss((leaf * 1).view(-1, 2003), teacher.view(-1, 2003), labels.view(-1), **OPTIONS, kernel=kernel, inplace=True)).backward()
     compiled = torch.compile(lambda *case: kd_loss(*case, **OPTIONS, kernel=kernel), fullgraph=True, backend="aot_eager")
     traced = student.clone().requires_grad_()
     (SCALE * compiled(traced, teacher, labels)).backward()
