@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,4 +18,8 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, pro
     from tqdm.auto import tqdm
 
     hidden = not sys.stderr.isatty() if progress is None else not progress
-    return iter(tqdm(items, desc=description, total=total, disable=hidden, leave=False, dynamic_ncols=True))
+    if total is None and isinstance(items, Sized):
+        with suppress(TypeError):  # a DataLoader over a data set without length has __len__ all the same
+            total = len(items)
+    # Of anything but an iterator tqdm.auto takes two, and a DataLoader starts its workers for each.
+    return iter(tqdm(iter(items), desc=description, total=total, disable=hidden, leave=False, dynamic_ncols=True))
