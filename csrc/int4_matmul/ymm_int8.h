@@ -6,7 +6,8 @@
 template <int R>
 PC_INLINE void rows_int8(const Group& g, const int8_t* q, int64_t row, const uint8_t* wide, int column, int vectors);
 
-// Bytes between the weights in use and those that are fetched: 16 columns of a group are short runs with gaps, which hardware does not fetch.
+// Bytes between the weights in use and those that are fetched: 16 columns of a group are short runs with gaps, which hardware does not
+// fetch.
 constexpr int64_t kAhead = 8192;
 
 constexpr int kWide = kMaxGroup / 4 * 64;
