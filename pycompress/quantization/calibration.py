@@ -117,9 +117,10 @@ def example_run(where: str, model: nn.Module, example_inputs: Any, names: Iterab
 def own_run(where: str, model: nn.Module) -> Calls | None:
     """The calls of a run on ``model.dummy_inputs``, which models of Hugging Face's transformers have. None without them, or where the model
     does not run on them: they are token ids, whatever the model takes."""
-    inputs = getattr(model, "dummy_inputs", None)
-    if not isinstance(inputs, Mapping):
+    inputs, parameter = getattr(model, "dummy_inputs", None), next(model.parameters(), None)
+    if not isinstance(inputs, Mapping) or parameter is None:
         return None
+    inputs = {name: value.to(parameter.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     try:
         return example_run(where, model, inputs)[1]
     except Exception:  # whatever a model may raise on inputs that are not made for it

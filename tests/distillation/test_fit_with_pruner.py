@@ -154,4 +154,6 @@ def test_callbacks_may_freeze_and_add_what_the_optimizer_is_given(mlp, digits, t
             student.head.register_parameter("extra", nn.Parameter(torch.zeros(1)))
             optimizer.add_param_group({"params": [student.head.extra]})
 
-    Distiller(student, teacher).fit(batches_of(digits), 2, optimizer=optimizer, on_step=step, progress=False)
+    history = Distiller(student, teacher).fit(batches_of(digits), 2, optimizer=optimizer, on_step=step, progress=False)
+    assert len(history.epochs) == 2
+    assert any(parameter is student.head.extra for group in optimizer.param_groups for parameter in group["params"])
