@@ -44,6 +44,8 @@ def check_arguments(
     if scheduler_interval not in ("epoch", "step"):
         raise ValueError(f"fit: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}")
     resolve_metric(metric, metric_mode, has_labels=True)
+    if metric is not None and val_loader is None:
+        raise ValueError(f"fit: metric {getattr(metric, '__name__', metric)!r} needs val_loader, the batches to score, got None")
     if checkpoint is None:
         if resume:
             raise ValueError("fit: resume=True needs checkpoint, the file to continue from")
